@@ -1,0 +1,49 @@
+# Two commands: `make demo` and `make test`. Both set up what they need on first use.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JARS := deploy/kafka/libs/.complete
+
+.PHONY: demo test check setup kafka bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: setup kafka ## The whole loop on a synthetic task, measured; JSON=FILE writes the figures
+	@$(BIN)/goldstream demo $(if $(JSON),--json $(JSON))
+
+test: setup kafka ## All tests, against a real broker
+	@$(BIN)/python -m pytest
+
+check: setup ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup kafka ## CPU a case costs the pipeline, all hops; JSON=FILE writes the figures
+	@$(BIN)/python -m tests.bench $(if $(JSON),--json $(JSON))
+
+setup: $(READY) ## The virtual environment, with every version pinned
+kafka: $(JARS) ## Apache Kafka's jars, through Maven
+
+$(READY): pyproject.toml deploy/constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing. Install Python 3.11, or: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "setting up $(VENV): about 6 GB with torch; some minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c deploy/constraints.txt -e '.[dev]' \
+		| sed -u -n 's/^Collecting \([A-Za-z0-9_.-]*\).*/  fetching \1/p; s/^Installing collected.*/  installing .../p; s/^Successfully.*/  installed/p'
+	@$(BIN)/python -m pip check
+	@touch $@
+
+$(JARS): deploy/kafka/pom.xml
+	@command -v java >/dev/null || { echo "error: Java is missing, and the local Kafka needs it. Install Java 17 or newer (Debian: apt-get install openjdk-17-jre-headless; macOS: brew install openjdk@17), or use your own Kafka: goldstream up --bootstrap-servers HOST:PORT"; exit 1; }
+	@command -v mvn >/dev/null || { echo "error: Maven is missing, and the local Kafka's jars come through it. Install it (Debian: apt-get install maven; macOS: brew install maven), or use your own Kafka: goldstream up --bootstrap-servers HOST:PORT"; exit 1; }
+	@echo "fetching Apache Kafka's jars through Maven (43 MB)"
+	@mvn -q -B -f $< dependency:copy-dependencies
+	@touch $@
+
+clean: ## Remove the environment, the jars and all local state
+	rm -rf $(VENV) deploy/kafka/libs .goldstream

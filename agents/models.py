@@ -1,0 +1,322 @@
+"""Every model call of Goldstream goes through here, and from here through LiteLLM.
+
+The stages call `Models.complete` with a role and an absolute deadline. Two providers are ours: local/NAME is
+the in-process student (agents.local), scripted/NAME a scripted model (agents.scripted). Prompts, answers and
+keys never enter a log or an error text. LiteLLM takes seconds to import: `warm` does it ahead of the first call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from agents.local import LocalEngine
+from agents.providers import OURS, call_engine, failure, load_litellm
+from schemas.adapters import adapter_folder, served_name
+from schemas.case import Message, Spend
+from schemas.chat import split_thinking, to_chat
+from schemas.errors import (
+    AdapterError,
+    BadAnswer,
+    ModelError,
+    ModelTimeout,
+    RateLimited,
+    SettingsError,
+    SetupError,
+)
+from schemas.settings import ROLES, Model, Role, Settings
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # backoff doubles between them
+FORGIVE_S = 30.0  # an adapter that could not be used is tried again after this long
+ADAPTERS_KEPT = 3  # per task and engine: serving, previous, canary
+_T = TypeVar("_T")
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's answer and what it took to get it."""
+
+    text: str  # without thinking
+    thinking: str
+    model: str  # the model string of the settings, without adapter
+    adapter: str  # version that answered, "" for the base
+    prompt_tokens: int
+    completion_tokens: int
+    logprob: float | None  # summed over the completion, nats; where the server tells it
+    latency_s: float  # of the successful call
+    cost_usd: float
+
+    def spend(self) -> Spend:
+        """Returns the call as an entry of a case's spend."""
+        return Spend(1, self.prompt_tokens, self.completion_tokens, self.cost_usd, self.latency_s)
+
+
+class Models:
+    """The models of all tasks, with the local engines; one per process.
+
+    `serving(task)` gives the adapter version that serves a task now, "" for the base.
+    """
+
+    def __init__(self, settings: Settings, *, serving: Callable[[str], str] = lambda task: "") -> None:
+        self._settings, self._serving = settings, serving
+        self._engines: dict[str, LocalEngine] = {}
+        self._building = threading.Lock()
+        self._making: dict[str, asyncio.Task[Any]] = {}
+        self._loaded: dict[tuple[str, str], list[str]] = {}  # (engine, task) -> versions, oldest first
+        self._last_good: dict[str, str] = {}
+        self._unusable: dict[tuple[str, str], float] = {}  # (task, version) -> when it failed
+
+    async def complete(
+        self,
+        role: Role,
+        task: str,
+        messages: Sequence[Message],
+        *,
+        deadline: float,
+        response_format: dict[str, Any] | type | None = None,
+        thinking: bool = False,
+    ) -> Completion:
+        """Calls the model of a role and returns its answer before `deadline`, a time on the event loop's clock.
+
+        1. The student's adapter is the one now serving; one that cannot be used falls back to the last that could.
+        2. A call ends at the model's timeout_s or the deadline, whatever the server does.
+        3. Transient errors are repeated with backoff, or after what Retry-After asks, while that fits the deadline.
+        Raises RateLimited, ModelUnavailable, ModelTimeout, ModelRefused or BadAnswer.
+        """
+        loop = asyncio.get_running_loop()
+        model = self._settings.task(task).model(role)
+        adapter = self._adapter(task, model) if role == "student" else ""
+        tries = 0
+        while True:
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                raise ModelTimeout(f"{role} of {task}: the deadline passed before {model.model} could be called.")
+            timeout_s = min(model.timeout_s, left_s)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    completion = await self._call(
+                        role, task, model, adapter, messages, timeout_s, response_format, thinking
+                    )
+                if adapter:
+                    self._last_good[task] = adapter
+                return completion
+            except AdapterError as error:
+                if not adapter:
+                    raise
+                adapter = self._fall_back(task, adapter, error)
+                continue
+            except ModelError as error:
+                failed = error
+            except TimeoutError:
+                failed = ModelTimeout(f"{role} of {task}: {model.model} gave no answer in {timeout_s:.3g} s.")
+            pause_s = min(FIRST_PAUSE_S * 2**tries, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
+            if isinstance(failed, RateLimited) and failed.retry_after_s is not None:
+                pause_s = failed.retry_after_s
+            tries += 1
+            if not failed.transient or tries > model.retries or loop.time() + pause_s >= deadline:
+                raise failed
+            await asyncio.sleep(pause_s)
+
+    def engine(self, name: str) -> LocalEngine:
+        """Returns the engine of [local.NAME]; the first call builds it, which takes seconds."""
+        with self._building:
+            if name not in self._engines:
+                if name not in self._settings.local:
+                    known = ", ".join(sorted(self._settings.local)) or "none"
+                    raise SettingsError(f"there is no [local.{name}] in goldstream.toml; known: {known}.")
+                local = self._settings.local[name]
+                path = Path(local.path)
+                if not path.is_dir():
+                    raise SetupError(f"local.{name}.path: {path} is no folder; expected a model in Hugging Face form.")
+                self._engines[name] = LocalEngine(path, max_batch=local.max_batch, threads=local.threads)
+            return self._engines[name]
+
+    async def warm(self, task: str) -> None:
+        """Imports LiteLLM, loads the engines of a task and checks its keys, ahead of the first call.
+
+        Raises SettingsError for a missing key, SetupError for a missing model folder.
+        """
+        await self._made("litellm", load_litellm)
+        for role in ROLES:
+            model = self._settings.task(task).model(role)
+            _api_key(model)
+            provider, _, name = model.model.partition("/")
+            if provider == "local":
+                await self._engine(name)
+
+    async def close(self) -> None:
+        """Stops the engines and closes LiteLLM's connections."""
+        for engine in self._engines.values():
+            await asyncio.to_thread(engine.close)
+        self._engines.clear()
+        if load_litellm.cache_info().currsize:
+            litellm = load_litellm()
+            await litellm.close_litellm_async_clients()
+            litellm.in_memory_llm_clients_cache.flush_cache()
+
+    async def _call(
+        self,
+        role: Role,
+        task: str,
+        model: Model,
+        adapter: str,
+        messages: Sequence[Message],
+        timeout_s: float,
+        response_format: dict[str, Any] | type | None,
+        thinking: bool,
+    ) -> Completion:
+        """Makes one call; raises our errors, and AdapterError where the adapter cannot be used."""
+        imported = load_litellm.cache_info().currsize
+        litellm = load_litellm() if imported else await self._made("litellm", load_litellm)
+        provider, _, name = model.model.partition("/")
+        call = dict(model.extra) | {
+            "model": model.model,
+            "messages": to_chat(messages),
+            "temperature": model.temperature,
+            "max_tokens": model.max_tokens,
+            "timeout": timeout_s,
+            "num_retries": 0,
+            "max_retries": 0,
+        }
+        if provider == "local":
+            engine = await self._engine(name)
+            if adapter:
+                await self._load_adapter(name, engine, task, adapter)
+                call["model"] = f"local/{name}:{served_name(task, adapter)}"
+            call_engine.set((engine, thinking))
+        elif provider == "hosted_vllm" and role == "student":
+            if adapter:
+                call["model"] = f"hosted_vllm/{served_name(task, adapter)}"
+            body = dict(call.get("extra_body") or {})
+            body["chat_template_kwargs"] = {**body.get("chat_template_kwargs", {}), "enable_thinking": thinking}
+            call |= {"extra_body": body, "logprobs": True}
+        if provider not in ("local", "scripted"):
+            if response_format is not None:
+                call["response_format"] = response_format
+            if model.api_base:
+                call["api_base"] = model.api_base
+            if key := _api_key(model):
+                call["api_key"] = key
+        started = time.perf_counter()
+        try:
+            response = await litellm.acompletion(**call)
+        except Exception as error:
+            raise failure(error, f"{role} of {task}: {call['model']}", adapter, messages, _api_key(model)) from None
+        return _completion(
+            response, model, adapter, time.perf_counter() - started, f"{role} of {task}: {call['model']}"
+        )
+
+    async def _engine(self, name: str) -> LocalEngine:
+        if name not in self._engines:
+            await self._made(f"engine {name}", lambda: self.engine(name))
+        return self._engines[name]
+
+    async def _load_adapter(self, name: str, engine: LocalEngine, task: str, version: str) -> None:
+        """Loads a version from the registry unless it is there; unloads the oldest of those no longer used."""
+        served = served_name(task, version)
+        if served in engine.adapters():
+            return
+        folder = adapter_folder(self._settings.adapters, task, version)
+        await self._made(f"adapter {name} {served}", lambda: engine.load_adapter(served, folder))
+        loaded = self._loaded.setdefault((name, task), [])
+        if version not in loaded:
+            loaded.append(version)
+        while len(loaded) > ADAPTERS_KEPT:
+            engine.unload_adapter(served_name(task, loaded.pop(0)))
+
+    async def _made(self, key: str, make: Callable[[], _T]) -> _T:
+        """Runs something slow in a thread, once for all who wait for it; a waiter's timeout leaves it running."""
+        if key not in self._making:
+            making = asyncio.create_task(asyncio.to_thread(make))
+            self._making[key] = making
+
+            def forget(done: asyncio.Task[_T]) -> None:
+                self._making.pop(key, None)
+                if not done.cancelled():
+                    done.exception()  # seen, even when every waiter has given up
+
+            making.add_done_callback(forget)
+        made: asyncio.Task[_T] = self._making[key]
+        return await asyncio.shield(made)
+
+    def _adapter(self, task: str, model: Model) -> str:
+        """Returns the version to ask for: the serving one, or the last good one while that is unusable."""
+        if not model.model.startswith(("local/", "hosted_vllm/")):
+            return ""
+        wanted = self._serving(task)
+        return wanted if self._is_usable(task, wanted) else self._incumbent(task)
+
+    def _fall_back(self, task: str, version: str, error: AdapterError) -> str:
+        """Notes that a version cannot be used and returns the one to use instead."""
+        known = not self._is_usable(task, version)
+        self._unusable[task, version] = time.monotonic()
+        chosen = self._incumbent(task)
+        if not known:  # else as many warnings as calls in flight
+            log.warning("task %s: adapter %s cannot be used, %s serves: %s", task, version, chosen or "the base", error)
+        return chosen
+
+    def _incumbent(self, task: str) -> str:
+        last = self._last_good.get(task, "")
+        return last if self._is_usable(task, last) else ""
+
+    def _is_usable(self, task: str, version: str) -> bool:
+        return time.monotonic() - self._unusable.get((task, version), float("-inf")) > FORGIVE_S
+
+
+def _completion(response: Any, model: Model, adapter: str, latency_s: float, what: str) -> Completion:
+    """Reads a response; raises BadAnswer where it holds no answer."""
+    hidden = getattr(response, "_hidden_params", None) or {}
+    ours = hidden.get(OURS)
+    if isinstance(ours, Exception):
+        raise ours
+    if not response.choices:
+        raise BadAnswer(f"{what} answered without choices; expected one.")
+    choice = response.choices[0]
+    thinking, text = split_thinking(choice.message.content or "")
+    if not text:
+        raise BadAnswer(
+            f"{what} answered with empty content (finish reason {choice.finish_reason}). "
+            "If it spent max_tokens on thinking, raise max_tokens or turn thinking off."
+        )
+    usage = getattr(response, "usage", None)
+    prompt_tokens, completion_tokens = getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0)
+    listed = getattr(getattr(choice, "logprobs", None), "content", None)
+    return Completion(
+        text=text,
+        thinking=thinking or getattr(choice.message, "reasoning_content", None) or "",
+        model=model.model,
+        adapter=adapter,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        logprob=ours if ours is not None or not listed else sum(token.logprob for token in listed),
+        latency_s=latency_s,
+        cost_usd=_cost_usd(model, prompt_tokens, completion_tokens, hidden.get("response_cost")),
+    )
+
+
+def _cost_usd(model: Model, prompt_tokens: int, completion_tokens: int, known: float | None) -> float:
+    """Returns the cost by the settings' prices, else LiteLLM's own figure, else 0 for a model it does not know."""
+    if model.input_cost_per_token is None and model.output_cost_per_token is None:
+        return known or 0.0
+    return prompt_tokens * (model.input_cost_per_token or 0.0) + completion_tokens * (
+        model.output_cost_per_token or 0.0
+    )
+
+
+def _api_key(model: Model) -> str:
+    if not model.api_key_env:
+        return ""
+    key = os.environ.get(model.api_key_env, "")
+    if not key:
+        raise SettingsError(f"{model.model} takes its key from {model.api_key_env}, which is not set. Export it.")
+    return key

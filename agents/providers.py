@@ -1,0 +1,124 @@
+"""All that knows LiteLLM's insides: its set-up, our two providers, and what its errors mean.
+
+Only agents.models comes here. `local/NAME` leads to the engine of the call being made, `scripted/NAME` to
+agents.scripted. No prompt, answer or key gets into a log or an error text.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import functools
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+
+from agents import scripted
+from agents.local import LocalEngine
+from schemas.case import Message
+from schemas.errors import AdapterError, ModelError, ModelRefused, ModelTimeout, ModelUnavailable, RateLimited
+
+OURS = "goldstream"  # key in LiteLLM's hidden parameters, which reach the caller untouched
+
+# The engine and thinking switch of the call being made, for the `local` provider, which LiteLLM calls.
+call_engine: ContextVar[tuple[LocalEngine, bool]] = ContextVar("call_engine")
+
+
+@functools.cache
+def load_litellm() -> Any:
+    """Imports LiteLLM, silences it and registers our two providers."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it downloads prices at import
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it reads .env files at import
+    import litellm
+
+    litellm.telemetry = False
+    litellm.suppress_debug_info = True
+    litellm.turn_off_message_logging = True
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logging.getLogger(name).disabled = True  # at debug level it logs prompts
+    for name in ("openai", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    class Local(litellm.CustomLLM):  # type: ignore[misc]
+        async def acompletion(self, *args: Any, **call: Any) -> Any:
+            engine, thinking = call_engine.get()
+            options, (_, _, adapter) = call["optional_params"], call["model"].partition(":")
+            try:
+                made = await engine.generate(
+                    msgspec.convert(call["messages"], list[Message]),
+                    adapter=adapter,
+                    temperature=options["temperature"],
+                    max_tokens=options["max_tokens"],
+                    thinking=thinking,
+                    seed=options.get("seed"),
+                )
+            except (ModelError, AdapterError) as error:
+                return _answered(call["model_response"], "", error)
+            tokens = {"prompt_tokens": made.prompt_tokens, "completion_tokens": made.completion_tokens}
+            response = _answered(call["model_response"], made.text, made.logprob, **tokens)
+            response.choices[0].message.reasoning_content = made.thinking
+            return response
+
+    class Scripted(litellm.CustomLLM):  # type: ignore[misc]
+        async def acompletion(self, *args: Any, **call: Any) -> Any:
+            try:
+                return _answered(call["model_response"], scripted.answer(call["model"], call["messages"]), None)
+            except ModelError as error:
+                return _answered(call["model_response"], "", error)
+
+    def _answered(response: Any, text: str, ours: Exception | float | None, **tokens: int) -> Any:
+        """Fills in a response. An error travels inside it: raised, LiteLLM would wrap it in a traceback."""
+        response.choices[0].message.content = text
+        response._hidden_params[OURS] = ours
+        response.usage = litellm.Usage(total_tokens=sum(tokens.values()), **tokens)
+        return response
+
+    ours = [{"provider": "local", "custom_handler": Local()}, {"provider": "scripted", "custom_handler": Scripted()}]
+    litellm.custom_provider_map = [*litellm.custom_provider_map, *ours]
+    return litellm
+
+
+def failure(error: Exception, what: str, adapter: str, messages: Sequence[Message], key: str) -> Exception:
+    """Returns what LiteLLM raised as one of our errors; a 404 with an adapter means that adapter is missing."""
+    status = getattr(error, "status_code", None)
+    text = f"{what}: {_detail(error, messages, key)}"
+    if adapter and status == 404:
+        return AdapterError(text)
+    if status == 408 or "Timeout" in type(error).__name__:
+        return ModelTimeout(text)
+    if status == 429:
+        return RateLimited(text, _retry_after_s(error))
+    if status is None:
+        return ModelError(text)
+    if status in (409, 425) or status >= 500 or status < 300:  # 200: the answer broke off or is not JSON
+        return ModelUnavailable(text)
+    return ModelRefused(text)
+
+
+def _detail(error: Exception, messages: Sequence[Message], key: str) -> str:
+    """Returns the first line of an error's text, short, without the key and never quoting the prompt."""
+    text = str(error).partition("\n")[0]
+    lines = {line.strip() for message in messages for line in message.text().splitlines()}
+    if any(len(line) >= 12 and line in str(error) for line in lines):
+        return f"{type(error).__name__} (the server's text quotes the prompt and is withheld)"
+    return (text.replace(key, "[key]") if key else text)[:300]
+
+
+def _retry_after_s(error: Exception) -> float | None:
+    """Returns what the Retry-After header asks for, in seconds: it holds a number or a date."""
+    headers = getattr(error, "litellm_response_headers", None) or {}
+    value = next((v for k, v in headers.items() if str(k).lower() == "retry-after"), None)
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,59 @@
+"""Scripted models, for running without a key: model strings `scripted/NAME`.
+
+agents.models calls `answer` behind LiteLLM. A scripted model gets the very messages that a language
+model would get, and reads their fenced sections through agents.prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from agents.prompts import read_conversation, read_fences, read_violations
+from schemas.errors import BadAnswer, ModelRefused
+
+Script = Callable[[list[dict[str, Any]]], str]
+
+
+def scribe_refiner(messages: list[dict[str, Any]]) -> str:
+    """Answers a refiner prompt of the scribe task with the repaired note."""
+    from agents.scribe import scripted
+
+    sections = _sections(messages)
+    return scripted.refine(read_conversation(sections), sections["draft"], read_violations(sections))
+
+
+def scribe_strategist(messages: list[dict[str, Any]]) -> str:
+    """Answers a strategist prompt of the scribe task with a strategy as JSON."""
+    from agents.scribe import scripted
+
+    sections = _sections(messages)
+    drafts = msgspec.json.decode(sections["drafts"], type=list[str])
+    mistake, guardrail = scripted.strategize(read_conversation(sections), drafts, read_violations(sections))
+    return msgspec.json.encode({"mistake": mistake, "guardrail": guardrail}).decode()
+
+
+SCRIPTS: dict[str, Script] = {"scribe-refiner": scribe_refiner, "scribe-strategist": scribe_strategist}
+
+
+def answer(name: str, messages: list[dict[str, Any]]) -> str:
+    """Returns a scripted model's answer.
+
+    Raises ModelRefused for an unknown name, BadAnswer for a prompt that lacks the sections the script reads.
+    """
+    if name not in SCRIPTS:
+        raise ModelRefused(f"scripted/{name} does not exist; known: {', '.join(sorted(SCRIPTS))}.")
+    try:
+        return SCRIPTS[name](messages)
+    except (KeyError, msgspec.DecodeError) as error:
+        # The error's own text can quote the prompt, so only its type is told.
+        raise BadAnswer(
+            f"scripted/{name} cannot read its prompt ({type(error).__name__}); it answers the prompts that "
+            "agents.prompts makes for its role, and only those."
+        ) from None
+
+
+def _sections(messages: list[dict[str, Any]]) -> dict[str, str]:
+    return read_fences("\n".join(str(message.get("content", "")) for message in messages))

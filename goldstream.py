@@ -1,0 +1,512 @@
+"""The front door: the `goldstream` command.
+
+Composes streams, agents and trainer into one command line. Every import of ours happens inside a
+command, so that `goldstream --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from schemas.settings import Settings
+
+PROCESSES = ("intake", "worker", "retries", "sink", "trainer", "rollout")
+
+
+def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options every command takes and hands the command its Settings."""
+
+    @click.option("--config", type=click.Path(path_type=Path), help="Settings file. Default: ./goldstream.toml")
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. kafka.partitions=8")
+    @click.option("--bootstrap-servers", metavar="HOST:PORT,...", help="Your Kafka, in place of the local one")
+    @functools.wraps(command)
+    def run(
+        *arguments: Any, config: Path | None, overrides: Sequence[str], bootstrap_servers: str | None, **options: Any
+    ) -> Any:
+        from schemas.settings import load_settings
+
+        chosen = list(overrides)
+        if bootstrap_servers:
+            chosen.append(f"kafka.bootstrap_servers={bootstrap_servers}")
+        return command(load_settings(config, chosen), *arguments, **options)
+
+    return run
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of a table.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option("0.1.0", prog_name="goldstream")
+def cli() -> None:
+    """Turn the failures of a production language model into gold training data, and retrain on it, unattended.
+
+    Begin with `goldstream doctor`, `goldstream init` and `goldstream up`.
+    """
+
+
+# Setting up
+
+
+@cli.command()
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@click.argument("path", type=click.Path(path_type=Path), default=Path("goldstream.toml"))
+def init(path: Path, force: bool) -> None:
+    """Write a commented goldstream.toml to start from."""
+    import secrets
+
+    import schemas
+
+    if path.exists() and not force:
+        raise click.ClickException(f"{path} exists already; --force overwrites it.")
+    template = Path(schemas.__file__).with_name("starting.toml").read_text()
+    path.write_text(template.replace("SPLIT_KEY", secrets.token_hex(8)))
+    click.echo(f"{path} written. Name your topic, models and rules in it, then: goldstream up")
+
+
+@cli.command()
+@as_json
+@with_settings
+def doctor(settings: Settings, as_json: bool) -> None:
+    """Check what this machine has and what is missing."""
+    from streams.doctor import examine
+    from streams.tables import print_table
+
+    findings = examine(settings)
+    print_table(["check", "result", "found", "what to do"], findings, as_json=as_json)
+    if any(finding.result == "missing" for finding in findings):
+        sys.exit(1)
+
+
+@cli.group()
+def broker() -> None:
+    """Start, stop or look at the local Kafka."""
+
+
+@broker.command("start")
+@click.option("--port", default=0, help="Port on loopback. Default: that of last time, or a free one.")
+@with_settings
+def broker_start(settings: Settings, port: int) -> None:
+    """Start a one-node Apache Kafka on loopback; its data stays in the state folder."""
+    from streams.broker import start_broker
+
+    status = start_broker(settings, port)
+    click.echo(f"Kafka runs at {status.bootstrap_servers} (process {status.pid}), data in {status.folder}")
+
+
+@broker.command("stop")
+@with_settings
+def broker_stop(settings: Settings) -> None:
+    """Stop the local Kafka; its data stays."""
+    from streams.broker import stop_broker
+
+    click.echo("Kafka stopped" if stop_broker(settings) else "no local Kafka was running")
+
+
+@broker.command("status")
+@as_json
+@with_settings
+def broker_status_command(settings: Settings, as_json: bool) -> None:
+    """Say whether the local Kafka runs and where. Exit code 1 where it does not."""
+    from streams.broker import broker_status
+    from streams.tables import print_table
+
+    status = broker_status(settings)
+    row = [status.running, status.pid, status.bootstrap_servers, str(status.folder)]
+    print_table(["running", "process", "bootstrap_servers", "folder"], [row], as_json=as_json)
+    if not status.running:
+        sys.exit(1)
+
+
+@cli.group()
+def topics() -> None:
+    """Show or create the topics Goldstream uses."""
+
+
+@topics.command("plan")
+@as_json
+@with_settings
+def topics_plan(settings: Settings, as_json: bool) -> None:
+    """Show every topic with partitions, replication and retention, and whether it exists."""
+    from streams.topics import topic_states
+
+    _print_topics(topic_states(settings), as_json)
+
+
+@topics.command("create")
+@as_json
+@with_settings
+def topics_create(settings: Settings, as_json: bool) -> None:
+    """Create the topics that are missing."""
+    from streams.topics import create_topics
+
+    _print_topics(create_topics(settings), as_json)
+
+
+def _print_topics(states: Sequence[Any], as_json: bool) -> None:
+    from streams.tables import print_table
+
+    rows = []
+    for state in states:
+        plan = state.plan
+        keeps = plan.config.get("cleanup.policy") or f"{int(plan.config['retention.ms']) // 3_600_000} h"
+        exists = state.differs or ("yes" if state.exists else "no")
+        rows.append([plan.name, plan.partitions, plan.replication, keeps, exists, plan.carries])
+    print_table(["topic", "partitions", "replication", "keeps", "exists", "carries"], rows, as_json=as_json)
+
+
+# Processes
+
+
+@cli.command()
+@with_settings
+def intake(settings: Settings) -> None:
+    """Read the product's log topics and admit their records as cases."""
+    from streams.intake import run_intake
+    from streams.supervisor import announce_ready
+
+    with _serving("intake") as stop:
+        run_intake(settings, stop, lambda: announce_ready(settings))
+
+
+@cli.command()
+@click.option("--stages", help="Comma-separated roles; default all of worker.stages.")
+@with_settings
+def worker(settings: Settings, stages: str | None) -> None:
+    """Run the stream agents: student, judge, refiner, strategist."""
+    import asyncio
+    import signal
+
+    from schemas.errors import SettingsError
+    from schemas.settings import ROLES
+    from streams.supervisor import announce_ready
+    from streams.worker import run_worker
+
+    asked = tuple(stages.split(",")) if stages else settings.worker.stages
+    roles = tuple(role for role in ROLES if role in asked)
+    if len(roles) != len(asked):
+        raise SettingsError(f"--stages {stages}: expected some of {', '.join(ROLES)}, separated by commas")
+    _log_to_stderr()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await run_worker(settings, roles, stop, lambda: announce_ready(settings))
+
+    asyncio.run(run())
+
+
+@cli.command()
+@with_settings
+def retries(settings: Settings) -> None:
+    """Hold cases that wait for a model, and return them to their stage in time."""
+    from streams.retries import run_retries
+    from streams.supervisor import announce_ready
+
+    with _serving("retries") as stop:
+        run_retries(settings, stop, lambda: announce_ready(settings))
+
+
+@cli.command()
+@with_settings
+def sink(settings: Settings) -> None:
+    """Write outcomes to Parquet, each exactly once."""
+    from streams.sink import run_sink
+    from streams.supervisor import announce_ready
+
+    with _serving("sink") as stop:
+        run_sink(settings, stop=stop, ready=lambda: announce_ready(settings))
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+@with_settings
+def trainer(settings: Settings, context: click.Context) -> None:
+    """Watch the gold set and train, gate and register adapters."""
+    context.obj = settings
+    if context.invoked_subcommand is None:
+        from streams.supervisor import announce_ready
+        from trainer.service import run_trainer
+
+        with _serving("trainer") as stop:
+            announce_ready(settings)
+            run_trainer(settings, stop=stop)
+
+
+@trainer.command("once")
+@click.option("--task", required=True, help="Task to train now, whatever its trigger says.")
+@as_json
+@with_settings
+def trainer_once(settings: Settings, task: str, as_json: bool) -> None:
+    """Train one adapter now, gate it and register it."""
+    import msgspec
+
+    from streams.tables import print_table
+    from trainer.service import run_trainer
+
+    settings.task(task)
+    with _serving("trainer") as stop:
+        report = run_trainer(settings, once=task, stop=stop)
+    if report is not None:
+        row = msgspec.structs.asdict(report)
+        print_table(list(row), [list(row.values())], as_json=as_json)
+
+
+@cli.command()
+@with_settings
+def rollout(settings: Settings) -> None:
+    """Announce the adapter that should serve, after verifying and testing it."""
+    from streams.supervisor import announce_ready
+    from trainer.rollout import run_rollout
+
+    with _serving("rollout") as stop:
+        announce_ready(settings)
+        run_rollout(settings, stop=stop)
+
+
+@cli.command()
+@click.option("--only", help=f"Comma-separated processes; default all: {','.join(PROCESSES)}")
+@with_settings
+@click.pass_context
+def up(context: click.Context, settings: Settings, only: str | None) -> None:
+    """Run everything until interrupted: local Kafka where none is set, topics, and all processes."""
+    from streams.up import run_up
+
+    chosen = tuple(only.split(",")) if only else PROCESSES
+    unknown = set(chosen) - set(PROCESSES)
+    if unknown:
+        raise click.ClickException(
+            f"--only names {', '.join(sorted(unknown))}; expected some of {', '.join(PROCESSES)}"
+        )
+    with _serving(None) as stop:
+        run_up(settings, chosen, _repeated_options(context), stop)
+
+
+# Operating
+
+
+@cli.command()
+@click.argument("stage")
+@with_settings
+def pause(settings: Settings, stage: str) -> None:
+    """Stop a STAGE from taking new work: intake, student, judge, refiner or strategist."""
+    from streams.lag import set_paused
+
+    set_paused(settings, stage, True)
+    click.echo(f"{stage} takes no new work; what is in flight is finished. goldstream resume {stage}")
+
+
+@cli.command()
+@click.argument("stage")
+@with_settings
+def resume(settings: Settings, stage: str) -> None:
+    """Let a paused STAGE take work again."""
+    from streams.lag import set_paused
+
+    set_paused(settings, stage, False)
+    click.echo(f"{stage} takes work again")
+
+
+@cli.command()
+@click.argument("stage", required=False)
+@click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
+@with_settings
+def drain(settings: Settings, stage: str | None, timeout_s: float) -> None:
+    """Wait until everything admitted has its outcome, with intake paused; or until STAGE has worked off its topic."""
+    from streams.lag import drain as wait_until_drained
+
+    last: dict[str, int] = {}
+
+    def show(lag: dict[str, int]) -> None:
+        if lag != last:
+            last.clear()
+            last.update(lag)
+            click.echo("  ".join(f"{group} {behind}" for group, behind in lag.items()), err=True)
+
+    if not wait_until_drained(settings, stage, timeout_s, show):
+        raise click.ClickException(f"not drained after {timeout_s:.0f} s; the last line above says where work is left.")
+    paused = stage or "intake"
+    click.echo(f"drained; {paused} is paused. goldstream resume {paused}")
+
+
+@cli.command("case")
+@click.argument("case_id")
+@as_json
+@with_settings
+def case_command(settings: Settings, case_id: str, as_json: bool) -> None:
+    """Tell the story of one case: source, attempts, verdicts, strategy, spend, and where it is now."""
+    import msgspec
+
+    from streams.story import find_case, tell
+
+    found = find_case(settings, case_id)
+    if found is None:
+        raise click.ClickException(
+            f"no case {case_id} in the gold set or on our topics. `goldstream gold sql` lists ids."
+        )
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found, enc_hook=str)).decode())
+    else:
+        click.echo("\n".join(tell(found)))
+
+
+@cli.group()
+def gold() -> None:
+    """Query the gold set."""
+
+
+@gold.command("sql")
+@click.argument("sql")
+@as_json
+@with_settings
+def gold_sql(settings: Settings, sql: str, as_json: bool) -> None:
+    """Run SQL over the views outcomes, gold, rgt_pairs, unresolved, dead, holdout, acceptance, violations, cost."""
+    from streams.gold import query
+    from streams.tables import print_table
+
+    columns, rows = query(settings.gold, sql)
+    print_table(columns, rows, as_json=as_json)
+
+
+@gold.command("stats")
+@as_json
+@with_settings
+def gold_stats(settings: Settings, as_json: bool) -> None:
+    """Show how many cases ended how, and why."""
+    import msgspec
+
+    from streams.gold import stats
+    from streams.tables import print_stats
+
+    found = stats(settings.gold)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found, enc_hook=str)).decode())
+    else:
+        print_stats(found)
+
+
+@cli.group()
+def adapters() -> None:
+    """Look at the adapters of a task."""
+
+
+@adapters.command("list")
+@click.option("--task", help="One task; default all.")
+@as_json
+@with_settings
+def adapters_list(settings: Settings, task: str | None, as_json: bool) -> None:
+    """List adapters with their gate reports."""
+    from streams.tables import print_table
+    from trainer.registry import incumbent, list_adapters, read_gate
+
+    rows = []
+    for name in [task] if task else sorted(settings.tasks):
+        settings.task(name)
+        serving = incumbent(settings.adapters, name)
+        for manifest in list_adapters(settings.adapters, name):
+            gate = read_gate(settings.adapters, name, manifest.version)
+            verdict = [gate.decision, gate.before, gate.after, gate.p_value, gate.reason] if gate else ["", *[None] * 4]
+            rows.append([name, manifest.version, manifest.version == serving, manifest.rows, *verdict])
+    columns = ["task", "version", "promoted", "rows", "gate", "before", "after", "p_value", "reason"]
+    print_table(columns, rows, as_json=as_json)
+
+
+# The demo
+
+
+@cli.command()
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file too.")
+@click.option("--waves", default="60,140,300,500", show_default=True, help="Cases per wave.")
+@click.option("--holdout", default=200, show_default=True, help="Holdout prompts sent first.")
+@click.option("--keep", is_flag=True, help="Continue in the state folder of the last demo instead of a fresh one.")
+def demo(json_path: Path | None, waves: str, holdout: int, keep: bool) -> None:
+    """Run the whole loop on a synthetic clinical scribe: traffic in, promoted adapters out. Takes minutes."""
+    from streams.demo import run_demo
+
+    try:
+        sizes = [int(size) for size in waves.split(",")]
+    except ValueError as error:
+        raise click.ClickException(f"--waves {waves}: expected numbers separated by commas") from error
+    _log_to_stderr("WARNING")
+    run_demo(sizes, holdout, json_path, keep)
+
+
+@cli.command("demo-traffic", hidden=True)
+@click.option("--count", required=True, type=int)
+@click.option("--split", required=True, type=click.Choice(["train", "holdout"]))
+@click.option("--seed", required=True, type=int)
+@with_settings
+def demo_traffic(settings: Settings, count: int, split: Any, seed: int) -> None:
+    """Stand in for the product: log requests and responses of a clinical scribe to prod.scribe.chat."""
+    from streams.traffic import send_traffic
+
+    click.echo(send_traffic(settings, count, split, seed))
+
+
+def main() -> None:
+    """Runs the command line; an error of ours is printed without a traceback, with what to do next."""
+    from schemas.errors import GoldstreamError
+
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GoldstreamError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _serving(name: str | None) -> Iterator[threading.Event]:
+    """Gives a long-running command a stop event that SIGTERM and Ctrl-C set."""
+    import signal
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    _log_to_stderr("INFO" if name else "WARNING")
+    yield stop
+
+
+def _log_to_stderr(level: str = "INFO") -> None:
+    import logging
+
+    logging.basicConfig(
+        level=os.environ.get("GOLDSTREAM_LOG", level), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for noisy in ("kafka", "aiokafka", "faust", "mode", "LiteLLM", "httpx", "asyncio"):
+        logging.getLogger(noisy).setLevel(os.environ.get("GOLDSTREAM_LOG_LIBRARIES", "WARNING"))
+
+
+def _repeated_options(context: click.Context) -> list[str]:
+    """Returns the settings options of this command line, for the child processes to repeat."""
+    repeated: list[str] = []
+    parameters = context.params
+    if parameters.get("config"):
+        repeated += ["--config", str(parameters["config"])]
+    for override in parameters.get("overrides") or ():
+        repeated += ["--set", override]
+    if parameters.get("bootstrap_servers"):
+        repeated += ["--bootstrap-servers", parameters["bootstrap_servers"]]
+    return repeated
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""One case: a production prompt on its way to becoming gold, as one frozen message.
+
+Every topic of ours carries this shape as JSON, keyed by case_id. Intake makes it, each
+stage returns a longer copy, the sink turns it into a row (schemas.outcomes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from schemas.errors import RecordError
+
+SCHEMA_VERSION = 1
+
+Split = Literal["train", "holdout"]
+Stage = Literal["intake", "student", "judge", "refiner", "strategist", "sink"]
+OutcomeKind = Literal["gold", "unresolved", "dead", "holdout", "dropped"]
+Severity = Literal["critical", "major", "minor"]
+
+DEAD_REASONS = {
+    "empty": "the record has no value (a tombstone)",
+    "not_utf8": "the value is not UTF-8",
+    "not_json": "the value is not JSON",
+    "wrong_shape": "JSON, but no shape Goldstream reads",
+    "no_messages": "the record carries no prompt messages",
+    "wrong_type": "a field has a type the shape does not allow",
+    "too_large": "the record, or the case made from it, is over the size limit",
+    "no_task": "no task is configured for this topic",
+    "undecodable_case": "a message on one of our own topics is not a case",
+    "model_error": "a model call failed in a way not told apart further",
+    "model_rate_limited": "429 beyond every retry",
+    "model_unavailable": "the endpoint was down beyond every retry",
+    "model_timeout": "no answer within the deadline, beyond every retry",
+    "model_refused": "the endpoint answered 4xx: the call itself is wrong",
+    "bad_answer": "the model's answer is empty or cannot be parsed",
+    "agent_error": "an agent raised an error that is not a model's",
+}
+DROPPED_REASONS = {
+    "unsampled": "left out by the task's sampling rate",
+    "duplicate": "the same id and body were read before",
+    "id_conflict": "the same id was read before with another body; the first wins",
+    "failed_call": "the product's own call had failed; there is no prompt worth repeating",
+}
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a record was read: enough to read it again."""
+
+    cluster: str
+    topic: str
+    partition: int
+    offset: int
+    index: int = 0  # position within a batched record
+    timestamp_ms: int = 0
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One chat message, in the shape of OpenAI's chat completions."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def text(self) -> str:
+        """Returns the textual content; parts that are not text are left out."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(str(part.get("text", "")) for part in self.content or [] if part.get("type", "text") == "text")
+
+
+class Violation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One rule broken: where (`hinge`, quoted from the answer), why, and how to fix it."""
+
+    rule: str
+    severity: Severity = "major"
+    hinge: str = ""
+    why: str = ""
+    fix: str = ""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A judge's decision on one attempt. `score` runs from 0 to `max_score`."""
+
+    passed: bool
+    score: float
+    max_score: float
+    violations: tuple[Violation, ...] = ()
+    judge: str  # a model string, or "verifier:<module>:<function>"
+    kind: Literal["programmatic", "model", "expert"] = "programmatic"
+    rubric: str = ""  # version: a hash of the rubric judged by
+    votes: int = 1
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One answer to the prompt: the student's first, or a refiner's rewrite of the one before."""
+
+    round: int  # 0 for the first attempt
+    source: Literal["student", "production", "refiner"]
+    text: str
+    model: str
+    adapter: str = ""  # version directory of the adapter that served, "" for the base
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    logprob: float | None = None  # summed over the completion, nats
+    latency_s: float = 0.0
+    cost_usd: float = 0.0
+    verdict: Verdict | None = None
+
+
+class Strategy(msgspec.Struct, frozen=True):
+    """What the failed rounds taught, as one transferable rule."""
+
+    mistake: str
+    guardrail: str
+    model: str = ""
+
+
+class Spend(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a case has cost so far, all roles together. Repeated calls after a crash are not in it."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    model_s: float = 0.0
+
+    def plus(self, other: Spend) -> Spend:
+        """Returns the sum, field by field."""
+        return Spend(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cost_usd + other.cost_usd,
+            self.model_s + other.model_s,
+        )
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a case ended. `reason` is a key of DEAD_REASONS or DROPPED_REASONS for those kinds."""
+
+    kind: OutcomeKind
+    stage: Stage
+    at_ms: int
+    reason: str = ""
+    detail: str = ""
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A production prompt with everything that happened to it."""
+
+    schema_version: int = SCHEMA_VERSION
+    case_id: str
+    epoch: int = 0  # redrive and review write with a higher one, which supersedes
+    task: str
+    split: Split
+    pipeline: str = ""  # version of the factory's settings for this task
+    source: Source
+    body_sha256: str = ""
+    trace_id: str = ""
+    session: str = ""  # keyed hash of the conversation; near copies share it
+    workload: str = ""
+    user: str = ""  # keyed hash, for erasure
+    created_ms: int = 0
+    messages: tuple[Message, ...] = ()
+    production_answer: str | None = None
+    production_model: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    strategy: Strategy | None = None
+    spend: Spend = Spend()
+    retries: int = 0  # trips through gs.retry topics at the present stage
+    retry_stage: str = ""
+    not_before_ms: int = 0
+    outcome: Outcome | None = None
+
+    @property
+    def rounds(self) -> int:
+        """Number of refinements made so far."""
+        return self.attempts[-1].round if self.attempts else 0
+
+    def prompt(self) -> str:
+        """Returns the last user message's text: what people call the prompt."""
+        return next((m.text() for m in reversed(self.messages) if m.role == "user"), "")
+
+    def ended(self, kind: OutcomeKind, stage: Stage, at_ms: int, reason: str = "", detail: str = "") -> Case:
+        """Returns this case with its outcome set; `detail` is cut to 500 characters."""
+        outcome = Outcome(kind, stage, at_ms, reason, detail[:500])
+        return msgspec.structs.replace(self, outcome=outcome)
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Case)
+
+
+def encode_case(case: Case) -> bytes:
+    """Returns the case as the JSON bytes that travel on our topics."""
+    return _encoder.encode(case)
+
+
+def decode_case(value: bytes | None) -> Case:
+    """Reads a case from a message of one of our own topics.
+
+    Raises RecordError("undecodable_case") for anything else.
+    """
+    if not value:
+        raise RecordError("undecodable_case", "the message has no value; only cases belong on this topic")
+    try:
+        return _decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecordError("undecodable_case", str(error)) from error
+
+
+def coordinates_id(source: Source) -> str:
+    """Returns the identity of a record that carries none of its own: a hash of where it lies."""
+    where = f"{source.cluster}\0{source.topic}\0{source.partition}\0{source.offset}\0{source.index}"
+    return "at-" + hashlib.sha256(where.encode()).hexdigest()[:32]
+
+
+_PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
+
+
+def producer_id(raw: str) -> str:
+    """Returns a producer's own request id as a case_id; anything unusual is hashed, so that no id is a path."""
+    if _PLAIN_ID.fullmatch(raw) and ".." not in raw:
+        return raw
+    return "id-" + hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:32]

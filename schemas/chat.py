@@ -1,0 +1,52 @@
+"""Rendering of chat prompts: the one place where inference and training agree on tokens.
+
+Pair A must be trained on exactly the prompt that inference uses, so the local engine
+(agents.local) and the dataset (trainer.dataset) both render here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from schemas.case import Message, Strategy
+from schemas.errors import TrainingError
+
+
+def to_chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Returns messages as the plain dictionaries that chat templates and OpenAI clients take."""
+    return [msgspec.to_builtins(message) for message in messages]
+
+
+def render_prompt(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> str:
+    """Returns the text up to where the assistant's answer starts.
+
+    With `thinking` off, a template of the Qwen3 family ends in an empty think block.
+    Raises TrainingError where the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise TrainingError(
+            f"the tokenizer of {getattr(tokenizer, 'name_or_path', 'the base model')} has no chat template; "
+            "choose a chat model as base or add chat_template to its tokenizer_config.json."
+        )
+    text: str = tokenizer.apply_chat_template(
+        to_chat(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+    return text
+
+
+def strategy_text(strategy: Strategy) -> str:
+    """Returns a strategy as the think block of pair B holds it."""
+    return f"mistake: {strategy.mistake}\nguardrail: {strategy.guardrail}"
+
+
+def split_thinking(text: str) -> tuple[str, str]:
+    """Splits a completion into (thinking, answer); an unclosed think block leaves no answer."""
+    if "</think>" in text:
+        thinking, _, answer = text.partition("</think>")
+        return thinking.replace("<think>", "", 1).strip(), answer.strip()
+    if text.lstrip().startswith("<think>"):
+        return text.replace("<think>", "", 1).strip(), ""
+    return "", text.strip()

@@ -1,0 +1,114 @@
+"""The exception tree of Goldstream, drawn first.
+
+    GoldstreamError (Exception)
+    ├── SettingsError (ValueError)            a setting is unknown, missing or wrong
+    ├── SetupError (RuntimeError)             Java, Maven, a model folder is missing
+    ├── BrokerError (ConnectionError)         no Kafka answers, or the local one does not start
+    ├── RecordError (ValueError)              a record that cannot become a case; .reason names why
+    ├── ModelError (RuntimeError)             a model call failed; .transient says if a retry can help
+    │   ├── RateLimited                       429; .retry_after_s where the server said it
+    │   ├── ModelUnavailable                  connection refused, 5xx
+    │   ├── ModelTimeout (TimeoutError)       the deadline passed
+    │   ├── ModelRefused                      4xx: the call itself is wrong; not transient
+    │   └── BadAnswer (ValueError)            an answer that is empty or cannot be parsed; not transient
+    ├── GoldError (RuntimeError)
+    │   ├── ChainBroken                       landing files with a gap, an overlap or a bad footer
+    │   └── Fenced                            another sink wrote this range first
+    ├── AdapterError (ValueError)             an adapter that must not be loaded
+    └── TrainingError (RuntimeError)          nothing to train on, a case beyond the context
+
+Every message says what, which one, what was found, what was expected and the next step.
+"""
+
+from __future__ import annotations
+
+
+class GoldstreamError(Exception):
+    """Base of every error Goldstream raises on purpose; the command line prints it without a traceback."""
+
+
+class SettingsError(GoldstreamError, ValueError):
+    """A setting is unknown, missing or has the wrong type."""
+
+
+class SetupError(GoldstreamError, RuntimeError):
+    """Something the machine must provide is missing."""
+
+
+class BrokerError(GoldstreamError, ConnectionError):
+    """No Kafka answers at the configured address, or the local broker does not start."""
+
+
+class RecordError(GoldstreamError, ValueError):
+    """A source record or message that cannot become a case.
+
+    `reason` is one of schemas.case.DEAD_REASONS: it is what `goldstream gold stats` counts.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class ModelError(GoldstreamError, RuntimeError):
+    """A model call failed. `transient` says whether trying again later can help."""
+
+    transient = True
+    reason = "model_error"
+
+
+class RateLimited(ModelError):
+    """The endpoint answered 429; `retry_after_s` is what it asked for, if it did."""
+
+    reason = "model_rate_limited"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ModelUnavailable(ModelError):
+    """The endpoint refused the connection, reset it or answered 5xx."""
+
+    reason = "model_unavailable"
+
+
+class ModelTimeout(ModelError, TimeoutError):
+    """The event's deadline passed before the model answered."""
+
+    reason = "model_timeout"
+
+
+class ModelRefused(ModelError):
+    """The endpoint answered 4xx: the same call will fail again."""
+
+    transient = False
+    reason = "model_refused"
+
+
+class BadAnswer(ModelError, ValueError):
+    """The model answered, but the answer is empty or cannot be parsed."""
+
+    transient = False
+    reason = "bad_answer"
+
+
+class GoldError(GoldstreamError, RuntimeError):
+    """The gold files are not as the chain says they must be."""
+
+
+class ChainBroken(GoldError):
+    """Landing files leave a gap, overlap, or carry a footer that contradicts their name."""
+
+
+class Fenced(GoldError):
+    """Another sink has already written this offset range; this one must stop."""
+
+
+class AdapterError(GoldstreamError, ValueError):
+    """An adapter that must not be loaded: pickle, NaN, wrong base, changed hash, missing file."""
+
+
+class TrainingError(GoldstreamError, RuntimeError):
+    """A training run that cannot start or continue; the incumbent keeps serving."""

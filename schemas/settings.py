@@ -1,0 +1,333 @@
+"""Every setting, typed and described, in one place.
+
+Precedence: command-line flag (`--set a.b=c`), environment (GOLDSTREAM_A__B=c), goldstream.toml,
+default. An unknown key is an error. Loaded once by goldstream.py and passed down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.case import Severity
+from schemas.errors import SettingsError
+
+Role = Literal["student", "judge", "refiner", "strategist"]
+ROLES: tuple[Role, ...] = ("student", "judge", "refiner", "strategist")
+TASK_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"  # becomes a folder name: no dots, no slashes
+
+Positive = Annotated[int, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of goldstream.toml; an unknown key in it is an error."""
+
+
+class Kafka(_Section, frozen=True):
+    """How every client of ours reaches Kafka, and the topics it makes there."""
+
+    bootstrap_servers: str = "local"  # "local": the broker of `goldstream broker start`
+    topic_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,80}$")] = "gs."
+    partitions: Positive = 4  # of our own topics; that of gs.outcomes is fixed once it exists
+    replication: Positive = 1
+    retention_hours: Positive = 168
+    max_message_bytes: Positive = 1_000_000  # a case larger than this is dead with reason too_large
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str = ""
+    sasl_password_env: str = "GOLDSTREAM_SASL_PASSWORD"  # name of the variable, never the secret
+    ssl_cafile: str = ""
+
+
+class Intake(_Section, frozen=True):
+    """What is read from the product's log topics."""
+
+    start_at: Annotated[str, Meta(pattern=r"^(latest|earliest|\d{4}-\d\d-\d\d.*)$")] = "latest"
+    holdout_share: Share = 0.1
+    split_key: str = "goldstream"  # keys the hash that decides train or holdout; keep it once chosen
+    max_record_bytes: Positive = 1_000_000
+    poll_records: Positive = 500
+
+
+class Worker(_Section, frozen=True):
+    """How many cases a stage works on at once, and for how long."""
+
+    cases_in_flight: Positive = 64
+    event_deadline_s: Annotated[float, Meta(gt=0, lt=60)] = 45.0  # all calls of one event; under the rebalance timeout
+    retry_delays_s: tuple[Positive, ...] = (10, 60, 600)  # one gs.retry.<delay>s topic each, tried in order
+    stages: tuple[Role, ...] = ROLES
+
+
+class Sink(_Section, frozen=True):
+    """When outcomes become a Parquet file."""
+
+    rows_per_file: Positive = 5000
+    seconds_per_file: Seconds = 5.0
+
+
+class Model(_Section, frozen=True):
+    """One model as LiteLLM addresses it."""
+
+    model: str = ""  # local/NAME, scripted/NAME, hosted_vllm/NAME, or any LiteLLM model string
+    api_base: str = ""
+    api_key_env: str = ""  # name of the variable that holds the key
+    temperature: Annotated[float, Meta(ge=0)] = 0.0
+    max_tokens: Positive = 1024
+    timeout_s: Seconds = 30.0  # hard deadline of one call
+    retries: Annotated[int, Meta(ge=0)] = 2  # within the event's deadline, with backoff
+    input_cost_per_token: float | None = None  # for models LiteLLM has no price for
+    output_cost_per_token: float | None = None
+    extra: dict[str, Any] = {}  # passed to LiteLLM as it is
+
+
+class Rule(_Section, frozen=True):
+    """One rule of a rubric; an answer without a violation of it earns its points."""
+
+    id: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    text: str
+    severity: Severity = "major"
+    points: Annotated[float, Meta(gt=0)] = 1.0
+
+
+class Rubric(_Section, frozen=True):
+    """What makes an answer acceptable."""
+
+    verifier: str = ""  # "package.module:function" of (messages, answer) -> list of Violation
+    rules: tuple[Rule, ...] = ()
+    pass_mark: float | None = None  # default: every point
+    guidance: str = ""  # free text for a model judge
+
+    @property
+    def max_score(self) -> float:
+        """The score of an answer that breaks no rule."""
+        return sum(rule.points for rule in self.rules)
+
+    def version(self) -> str:
+        """Returns a short hash that changes whenever the rubric does."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:12]
+
+
+class Trainer(_Section, frozen=True):
+    """How a task's adapter is trained. The defaults are those published with RGT."""
+
+    enabled: bool = True
+    base: str = ""  # folder of the student's base model; not needed where the student is local/NAME
+    min_corrected_rows: Positive = 200  # new gold whose first attempt failed, since the last run
+    quiet_s: Annotated[float, Meta(ge=0)] = 0.0  # a due run waits until no gold has come for this long
+    recipe: Literal["rgt", "isft"] = "rgt"
+    rank: Positive = 256
+    alpha: Positive = 32
+    learning_rate: Annotated[float, Meta(gt=0)] = 2e-4  # constant
+    dropout: Share = 0.0
+    epochs: Positive = 3  # the publication leaves it open
+    batch_size: Positive = 16  # cases; the publication leaves it open
+    strategy_weight: Annotated[float, Meta(ge=0)] = 1.0  # loss weight of the strategy tokens in pair B
+    max_length: Positive = 4096
+    seed: int = 0
+    threads: Annotated[int, Meta(ge=0)] = 0  # 0: torch decides
+
+
+class Gate(_Section, frozen=True):
+    """When a candidate adapter replaces the incumbent."""
+
+    min_holdout: Positive = 50  # fewer holdout cases: no decision, no promotion
+    max_holdout: Positive = 200
+    min_gain: float = 0.0  # pass-rate gain the candidate must exceed
+    significance: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # McNemar; a significant loss always refuses
+    promotion: Literal["auto", "manual"] = "auto"
+
+
+class Task(_Section, frozen=True):
+    """One job the product's model does, with who attempts, judges and repairs it."""
+
+    topics: tuple[str, ...]
+    sample: Share = 1.0
+    first_attempt: Literal["student", "production"] = "student"
+    max_rounds: Annotated[int, Meta(ge=0)] = 3
+    rubric: Rubric = Rubric()
+    student: Model = Model()
+    judge: Model = Model()
+    refiner: Model = Model()
+    strategist: Model = Model()
+    trainer: Trainer = Trainer()
+    gate: Gate = Gate()
+
+    def model(self, role: Role) -> Model:
+        """Returns the model settings of a role."""
+        chosen: Model = getattr(self, role)
+        return chosen
+
+
+class LocalModel(_Section, frozen=True):
+    """A model folder served in process under the model string local/NAME."""
+
+    path: str
+    max_batch: Positive = 64
+    threads: Annotated[int, Meta(ge=0)] = 0
+
+
+class Settings(_Section, frozen=True):
+    """All of goldstream.toml."""
+
+    state_dir: str = ".goldstream"
+    kafka: Kafka = Kafka()
+    intake: Intake = Intake()
+    worker: Worker = Worker()
+    sink: Sink = Sink()
+    local: dict[str, LocalModel] = {}
+    tasks: dict[str, Task] = {}
+
+    @property
+    def state(self) -> Path:
+        """The folder that holds everything Goldstream keeps on disk."""
+        return Path(self.state_dir)
+
+    @property
+    def gold(self) -> Path:
+        """The gold set's folder."""
+        return self.state / "gold"
+
+    @property
+    def adapters(self) -> Path:
+        """The adapter registry's folder."""
+        return self.state / "adapters"
+
+    def topic(self, name: str) -> str:
+        """Returns the full name of one of our own topics."""
+        return self.kafka.topic_prefix + name
+
+    def task(self, name: str) -> Task:
+        """Returns a task's settings; raises SettingsError for one that is not configured."""
+        if name not in self.tasks:
+            known = ", ".join(sorted(self.tasks)) or "none"
+            raise SettingsError(f"task {name!r} is not configured; known: {known}. Add [tasks.{name}] to the settings.")
+        return self.tasks[name]
+
+    def task_of_topic(self, topic: str) -> str | None:
+        """Returns the first task that reads this source topic."""
+        return next((name for name, task in self.tasks.items() if topic in task.topics), None)
+
+    def source_topics(self) -> list[str]:
+        """Returns the product's log topics, in the order of the tasks."""
+        return list(dict.fromkeys(topic for task in self.tasks.values() for topic in task.topics))
+
+    def pipeline_version(self, task: str) -> str:
+        """Returns a short hash of everything that decides what happens to a case of this task."""
+        return hashlib.sha256(msgspec.json.encode(self.tasks[task])).hexdigest()[:12]
+
+
+def load_settings(
+    path: Path | None = None, overrides: Iterable[str] = (), environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """Reads settings from `path` (default ./goldstream.toml if there), the environment and `overrides`.
+
+    `overrides` are "section.key=value" texts. Raises SettingsError naming the key, what was found and expected.
+    """
+    chosen = path or Path(environ.get("GOLDSTREAM_CONFIG", "goldstream.toml"))
+    table: dict[str, Any] = {}
+    if chosen.exists():
+        try:
+            table = tomllib.loads(chosen.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{chosen} is not valid TOML: {error}. Mend that line and run again.") from error
+    elif path is not None:
+        raise SettingsError(f"settings file {path} does not exist. `goldstream init` writes one to start from.")
+    texts: dict[str, Any] = {}
+    for name, value in environ.items():
+        if name.startswith("GOLDSTREAM_") and "__" in name:
+            _put(texts, name.removeprefix("GOLDSTREAM_").lower().split("__"), value)
+    if "GOLDSTREAM_STATE_DIR" in environ:
+        _put(texts, ["state_dir"], environ["GOLDSTREAM_STATE_DIR"])
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {override!r}: expected section.key=value, for example kafka.partitions=8")
+        _put(texts, key.split("."), value)
+    _merge(table, texts)
+    try:
+        # Texts from flags and the environment need lax conversion; TOML's own types pass through it unchanged.
+        settings = msgspec.convert(table, Settings, strict=not texts)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{chosen}: {_readable(str(error))}") from error
+    _check(settings, chosen)
+    return settings
+
+
+def _put(table: dict[str, Any], keys: list[str], value: str) -> None:
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise SettingsError(f"{'.'.join(keys)}: {key} is set to a value elsewhere and cannot hold keys too")
+    if value[:1] in "[{" and value[-1:] in "]}":
+        try:
+            table[keys[-1]] = msgspec.json.decode(value)
+            return
+        except msgspec.DecodeError:
+            pass
+    table[keys[-1]] = value
+
+
+def _merge(table: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(table.get(key), dict):
+            _merge(table[key], value)
+        else:
+            table[key] = value
+
+
+def _readable(error: str) -> str:
+    """Turns msgspec's text into ours: the key first."""
+    text, _, where = error.partition(" - at `$")
+    place = where.rstrip("`").lstrip(".") or "top level"
+    unknown = re.search(r"unknown field `([^`]+)`", text)
+    if unknown:
+        place = "" if place == "top level" else place + "."
+        return f"unknown key {place}{unknown.group(1)}. Remove it or correct its spelling; README.md lists the keys."
+    return f"{place}: {text}"
+
+
+def _check(settings: Settings, path: Path) -> None:
+    """Checks what the types cannot say."""
+    for name, task in settings.tasks.items():
+        if not re.fullmatch(TASK_NAME, name):
+            raise SettingsError(
+                f"{path}: task name {name!r} cannot be used: it becomes a folder name. Use lower-case letters, "
+                "digits, - and _, beginning with a letter or digit."
+            )
+        if not task.topics:
+            raise SettingsError(f"{path}: tasks.{name}.topics is empty; name at least one log topic to read.")
+        for topic in task.topics:
+            if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic):
+                raise SettingsError(f"{path}: tasks.{name}.topics: {topic!r} is no Kafka topic name.")
+            if settings.kafka.topic_prefix and topic.startswith(settings.kafka.topic_prefix):
+                raise SettingsError(f"{path}: tasks.{name}.topics: {topic!r} has our own prefix; read the product's.")
+        ids = [rule.id for rule in task.rubric.rules]
+        if len(ids) != len(set(ids)):
+            raise SettingsError(f"{path}: tasks.{name}.rubric.rules: rule ids must differ from each other: {ids}")
+        if not ids:
+            raise SettingsError(f"{path}: tasks.{name}.rubric has no rules; the judge needs at least one.")
+        mark = task.rubric.pass_mark
+        if mark is not None and not 0 < mark <= task.rubric.max_score:
+            raise SettingsError(
+                f"{path}: tasks.{name}.rubric.pass_mark is {mark}; expected above 0 and at most "
+                f"{task.rubric.max_score}, the sum of the rules' points."
+            )
+        if not task.rubric.verifier and not task.judge.model:
+            raise SettingsError(f"{path}: tasks.{name} has no judge: set rubric.verifier or judge.model.")
+        for role in ROLES:
+            model = task.model(role).model
+            if not model and role != "judge":
+                raise SettingsError(f"{path}: tasks.{name}.{role}.model is missing; set a LiteLLM model string.")
+            if model.startswith("local/") and model.removeprefix("local/") not in settings.local:
+                table = model.replace("/", ".")
+                raise SettingsError(f"{path}: tasks.{name}.{role}.model is {model!r}, but there is no [{table}].")

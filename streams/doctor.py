@@ -1,0 +1,128 @@
+"""What this machine has and what is missing: `goldstream doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from agents.judge import load_verifier
+from schemas.errors import GoldstreamError
+from schemas.kafka import LOCAL, bootstrap_servers
+from schemas.settings import ROLES, Settings
+from streams.broker import DEPLOY, broker_status, find_java, java_version
+from streams.topics import connect_admin
+
+PACKAGES = (
+    "kafka-python",
+    "faust-streaming",
+    "aiokafka",
+    "litellm",
+    "torch",
+    "transformers",
+    "peft",
+    "pyarrow",
+    "duckdb",
+)
+MIN_FREE_BYTES = 2 << 30
+
+
+class Finding(NamedTuple):
+    """One line of the report. `result` is "ok", "missing", or "note" where nothing is wrong yet."""
+
+    check: str
+    result: Literal["ok", "missing", "note"]
+    found: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Returns everything Goldstream needs, found or not."""
+    return [*_python(), *_kafka(settings), *_disk(settings), *_tasks(settings)]
+
+
+def _python() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    ok = sys.version_info[:2] == (3, 11)
+    yield Finding("python", "ok" if ok else "missing", version, "" if ok else "install Python 3.11; make setup")
+    for name in PACKAGES:
+        try:
+            yield Finding(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "missing", "not installed", "run `make setup`")
+
+
+def _kafka(settings: Settings) -> Iterator[Finding]:
+    if settings.kafka.bootstrap_servers != LOCAL:
+        yield _try("kafka", lambda: _connect(settings))
+        return
+    yield _try("java", lambda: f"Java {java_version(find_java())}")
+    if (DEPLOY / "libs" / ".complete").exists():
+        yield Finding("kafka jars", "ok", str(DEPLOY / "libs"))
+    elif shutil.which("mvn"):
+        yield Finding("kafka jars", "note", "not copied yet", "`goldstream broker start` copies them with Maven")
+    else:
+        yield Finding(
+            "maven",
+            "missing",
+            "mvn is not on the path",
+            "apt-get install maven, brew install maven, or use a running Kafka: --bootstrap-servers HOST:PORT",
+        )
+    if broker_status(settings).running:
+        yield _try("kafka", lambda: _connect(settings))
+    else:
+        yield Finding("kafka", "note", "the local broker is not running", "goldstream broker start")
+
+
+def _connect(settings: Settings) -> str:
+    admin = connect_admin(settings, timeout_s=5)
+    try:
+        cluster = admin.describe_cluster()
+        return f"{','.join(bootstrap_servers(settings))}, {len(cluster['brokers'])} broker(s)"
+    finally:
+        admin.close()
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    folder = next(p for p in (settings.state.resolve(), *settings.state.resolve().parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"{free / (1 << 30):.0f} GiB free for {settings.state}"
+    if free < MIN_FREE_BYTES:
+        yield Finding("disk", "missing", text, f"free at least {MIN_FREE_BYTES >> 30} GiB, or set state_dir elsewhere")
+    else:
+        yield Finding("disk", "ok", text)
+
+
+def _tasks(settings: Settings) -> Iterator[Finding]:
+    if not settings.tasks:
+        yield Finding("tasks", "note", "none configured", "goldstream init, then name your topic, models and rules")
+    for name, task in settings.tasks.items():
+        yield Finding(f"task {name}", "ok", f"reads {', '.join(task.topics)}")
+        if task.rubric.verifier:
+            yield _try(f"task {name}: verifier", partial(_verifier, task.rubric.verifier))
+        for role in ROLES:
+            model = task.model(role)
+            if model.model.startswith("local/"):
+                folder = Path(settings.local[model.model.removeprefix("local/")].path)
+                there = (folder / "config.json").exists()
+                remedy = "" if there else "put the model's folder there, or correct local.NAME.path"
+                yield Finding(
+                    f"task {name}: {role}", "ok" if there else "missing", f"{model.model} at {folder}", remedy
+                )
+
+
+def _verifier(name: str) -> str:
+    load_verifier(name)
+    return name
+
+
+def _try(check: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check, "ok", look())
+    except GoldstreamError as error:
+        what, _, remedy = str(error).partition(". ")
+        return Finding(check, "missing", what, remedy)

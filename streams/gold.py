@@ -1,0 +1,141 @@
+"""Questions to the gold set, through DuckDB: connections with the views loaded, statistics, one case's story.
+
+The command line and the dashboard call this. Readers never block the sink, nor it them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from schemas.errors import GoldError
+from streams.landing import write_columns_file
+
+VIEWS = Path(__file__).with_name("views.sql")
+
+_READING = {"SELECT", "EXPLAIN", "MULTI"}  # a PIVOT is a MULTI
+
+
+def open_gold(gold: Path) -> duckdb.DuckDBPyConnection:
+    """Returns an in-memory connection with the views of views.sql over this gold set, empty or not."""
+    write_columns_file(gold)
+    connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(f"SET VARIABLE gold = '{_quoted(gold)}'")
+    connection.execute(VIEWS.read_text("utf-8"))
+    return connection
+
+
+def query(gold: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Returns the column names and rows of a query, of the last one where there are several.
+
+    Raises GoldError with DuckDB's message for SQL it refuses, and for statements that do more than read.
+    """
+    with open_gold(gold) as connection:
+        try:
+            statements = duckdb.extract_statements(sql)
+            if not statements:
+                raise GoldError("the query is empty; try: SELECT outcome, count(*) FROM outcomes GROUP BY outcome")
+            for statement in statements:
+                if statement.type.name not in _READING:
+                    raise GoldError(
+                        f"a {statement.type.name} statement does more than read, so it is not run here. To export or "
+                        "to keep tables, load streams/views.sql in a DuckDB client of your own; its header says how."
+                    )
+            result = connection.execute(sql)
+            return [column[0] for column in result.description or []], result.fetchall()
+        except duckdb.Error as error:
+            views = ", ".join(row[0] for row in connection.execute(_VIEW_NAMES).fetchall())
+            raise GoldError(f"DuckDB refuses the query: {error}\nThe views are {views}.") from error
+
+
+def story(gold: Path, case_id: str) -> dict[str, Any] | None:
+    """Returns everything known of a case, by column; None where no outcome of it has been written."""
+    with open_gold(gold) as connection:
+        result = connection.execute("SELECT * FROM outcomes WHERE case_id = ?", [case_id])
+        names = [column[0] for column in result.description or []]
+        row = result.fetchone()
+        return dict(zip(names, row, strict=True)) if row else None
+
+
+def stats(gold: Path) -> dict[str, Any]:
+    """Returns the gold set in numbers: how cases ended, what gold there is, what failed and what it cost.
+
+    `duplicates` counts rows beyond the first of a case after the choice of epochs; anything but 0 is a fault of ours.
+    """
+    with open_gold(gold) as connection:
+
+        def rows(sql: str) -> list[dict[str, Any]]:
+            result = connection.execute(sql)
+            names = [column[0] for column in result.description or []]
+            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+        def counts(sql: str) -> dict[str, int]:
+            return {str(name): number for name, number in connection.execute(sql).fetchall()}
+
+        # Read once: many files make the scan the cost, and the numbers must fit together while the sink writes.
+        connection.execute(_FACTS)
+        tasks: dict[str, dict[str, int]] = {}
+        for row in rows("SELECT task, outcome, count(*) AS n FROM facts GROUP BY ALL ORDER BY ALL"):
+            tasks.setdefault(row["task"], {})[row["outcome"]] = row["n"]
+        (total,) = rows(_TOTALS)
+        return {
+            "cases": total["cases"],
+            "duplicates": total["duplicates"],
+            "outcomes": counts("SELECT outcome, count(*) FROM facts GROUP BY ALL ORDER BY 2 DESC, 1"),
+            "tasks": tasks,
+            "gold": {name: total[name] for name in ("rows", "corrected", "with_strategy")},
+            "first_attempt": rows(_FIRST_ATTEMPT),
+            "rounds": counts(
+                "SELECT rounds, count(*) FROM facts WHERE outcome = 'gold' GROUP BY rounds ORDER BY rounds"
+            ),
+            "violations": counts("SELECT unnest(rules) AS rule, count(*) FROM facts GROUP BY rule ORDER BY 2 DESC, 1"),
+            "spend": {name: total[name] for name in _SPEND},
+            "dead": counts(_REASONS.format("dead")),
+            "dropped": counts(_REASONS.format("dropped")),
+        }
+
+
+_SPEND = ("calls", "prompt_tokens", "completion_tokens", "cost_usd", "model_s", "cost_per_gold_row_usd")
+
+_FACTS = """
+CREATE TEMP TABLE facts AS
+SELECT case_id, task, outcome, reason, rounds, corrected, strategy_guardrail, first_adapter, first_attempt_passed,
+       calls, prompt_tokens, completion_tokens, cost_usd, model_s,
+       flatten([[violation.rule for violation in attempt.violations] for attempt in attempts]) AS rules
+FROM outcomes
+"""
+
+_REASONS = "SELECT reason, count(*) FROM facts WHERE outcome = '{}' GROUP BY reason ORDER BY 2 DESC, 1"
+
+_TOTALS = """
+SELECT count(*) AS cases,
+       count(*) - count(DISTINCT case_id) AS duplicates,
+       count(*) FILTER (outcome = 'gold') AS rows,
+       count(*) FILTER (outcome = 'gold' AND corrected) AS corrected,
+       count(*) FILTER (outcome = 'gold' AND strategy_guardrail <> '') AS with_strategy,
+       coalesce(sum(calls), 0) AS calls,
+       coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
+       coalesce(sum(completion_tokens), 0) AS completion_tokens,
+       coalesce(sum(cost_usd), 0.0) AS cost_usd,
+       coalesce(sum(model_s), 0.0) AS model_s,
+       sum(cost_usd) / nullif(count(*) FILTER (outcome = 'gold'), 0) AS cost_per_gold_row_usd
+FROM facts
+"""
+
+_FIRST_ATTEMPT = """
+SELECT task, first_adapter AS adapter, count(*) AS judged, count(*) FILTER (first_attempt_passed) AS passed,
+       count(*) FILTER (first_attempt_passed) / count(*) AS pass_rate
+FROM facts
+WHERE first_attempt_passed IS NOT NULL
+GROUP BY ALL
+ORDER BY ALL
+"""
+
+_VIEW_NAMES = "SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
+
+
+def _quoted(gold: Path) -> str:
+    return str(gold).replace("'", "''")

@@ -1,0 +1,334 @@
+"""Intake: reads the product's log topics and admits each record as a case, or says why not.
+
+A plain kafka-python loop, `goldstream intake`. It acknowledges by position: what a poll returned is
+committed once every successor is confirmed by the broker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.structs import OffsetAndMetadata
+
+from schemas.case import Case, OutcomeKind, Source, Split, coordinates_id, encode_case, producer_id
+from schemas.commands import Pause
+from schemas.errors import RecordError, SettingsError
+from schemas.faults import crash_point
+from schemas.kafka import client_options
+from schemas.settings import Settings
+from schemas.topics import COMMANDS, OUTCOMES, PROMPTS
+from streams.follow import Follower
+from streams.records import Record, read_record
+from streams.stage import now_ms
+from streams.topics import cluster_id
+
+log = logging.getLogger(__name__)
+
+
+def admit(value: bytes | None, source: Source, settings: Settings) -> Case:
+    """Returns the case a source record becomes; one that is not admitted has its outcome set. Pure.
+
+    A refused record enters no topic of ours with its text: its case holds coordinates, hash and reason.
+    """
+    task = settings.task_of_topic(source.topic)
+    try:
+        if task is None:
+            raise RecordError("no_task", f"no task lists {source.topic} in its topics")
+        if value is not None and len(value) > settings.intake.max_record_bytes:
+            limit = settings.intake.max_record_bytes
+            raise RecordError("too_large", f"{len(value)} bytes; intake.max_record_bytes is {limit}")
+        record = read_record(value)
+    except RecordError as error:
+        return _refused(value, source, task or "", "dead", error.reason, error.detail)
+    case_id = producer_id(record.request_id) if record.request_id else coordinates_id(source)
+    key = settings.intake.split_key
+    if record.failed:
+        return _refused(value, source, task, "dropped", "failed_call", "", case_id)
+    if share_of(key, "sample", case_id) >= settings.tasks[task].sample:
+        return _refused(value, source, task, "dropped", "unsampled", "", case_id)
+    case = Case(
+        case_id=case_id,
+        task=task,
+        split=split_of(settings, conversation(record)),
+        pipeline=settings.pipeline_version(task),
+        source=source,
+        body_sha256=hashlib.sha256(msgspec.json.encode((record.messages, record.answer))).hexdigest(),
+        trace_id=record.trace_id,
+        session=keyed_hash(key, "session", conversation(record)),
+        user=keyed_hash(key, "user", record.user) if record.user else "",
+        workload=record.workload,
+        created_ms=now_ms(),
+        messages=record.messages,
+        production_answer=record.answer,
+        production_model=record.model,
+    )
+    size, limit = len(encode_case(case)), settings.kafka.max_message_bytes
+    if size > limit:
+        detail = f"{size} bytes as a case; kafka.max_message_bytes is {limit}"
+        return _refused(value, source, task, "dead", "too_large", detail, case_id)
+    return case
+
+
+def conversation(record: Record) -> str:
+    """Returns what later turns and near copies of a conversation share: its session, or its first user turn."""
+    return record.session or next(m.text() for m in record.messages if m.role == "user")
+
+
+def split_of(settings: Settings, conversation: str) -> Split:
+    """Returns the split of a conversation, by a keyed hash: the same today, tomorrow and on every machine."""
+    in_holdout = share_of(settings.intake.split_key, "split", conversation) < settings.intake.holdout_share
+    return "holdout" if in_holdout else "train"
+
+
+def share_of(key: str, purpose: str, text: str) -> float:
+    """Returns a number in [0, 1) that depends on nothing but its arguments, uniform over texts."""
+    return int(keyed_hash(key, purpose, text)[:13], 16) / 16**13
+
+
+def keyed_hash(key: str, purpose: str, text: str) -> str:
+    """Returns 32 hexadecimal digits of HMAC-SHA-256 over purpose and text."""
+    message = f"{purpose}\0{text}".encode("utf-8", "surrogatepass")
+    return hmac.new(key.encode(), message, hashlib.sha256).hexdigest()[:32]
+
+
+def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], None] = lambda: None) -> None:
+    """Reads the source topics until `stop` is set.
+
+    1. poll
+    2. admit each record and produce its case to gs.prompts, or its outcome to gs.outcomes
+    3. wait until the broker has confirmed them all
+    4. commit the positions
+    A failure between 2 and 4 reads the same records again: same records, same identities.
+    """
+    topics = settings.source_topics()
+    if not topics:
+        raise SettingsError("no task names a log topic to read; add [tasks.NAME] with topics to goldstream.toml.")
+    cluster = cluster_id(settings)
+    paused = threading.Event()
+    follower = Follower(settings, COMMANDS, lambda key, value: _apply_pause(value, paused)).start()
+    follower.wait_ready()
+    producer = KafkaProducer(
+        **client_options(settings),
+        acks="all",
+        linger_ms=5,
+        max_request_size=settings.kafka.max_message_bytes + 100_000,
+        client_id="goldstream-intake",
+    )
+    consumer = KafkaConsumer(
+        **client_options(settings),
+        group_id=settings.topic("intake"),
+        client_id="goldstream-intake",
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        auto_offset_reset="none",  # positions are always set by us, see _start_positions
+        max_poll_records=settings.intake.poll_records,
+    )
+    try:
+        positions = _Positions(consumer, settings)
+        consumer.subscribe(topics, listener=positions)
+        announced = False
+        while not stop.is_set():
+            # 1.
+            records = consumer.poll(timeout_ms=200)
+            if positions.settle() and not announced:
+                announced = True
+                ready()
+            _hold(consumer, paused.is_set(), positions)
+            if not records:
+                continue
+            # 2. 3.
+            batch = [record for part in records.values() for record in part]
+            _produce_all(producer, batch, settings, cluster, stop)
+            if stop.is_set():
+                return  # not all confirmed: nothing is committed, the batch is read again
+            # 4.
+            crash_point("intake.before_commit")
+            try:
+                positions.commit({tp: part[-1].offset + 1 for tp, part in records.items()})
+            except KafkaError as error:
+                log.warning("intake: positions not committed (%s); these records may be read again", error)
+    finally:
+        consumer.close()
+        producer.close(timeout=5)
+        follower.stop()
+
+
+def _produce_all(producer: Any, batch: list[Any], settings: Settings, cluster: str, stop: threading.Event) -> None:
+    """Produces the successors of a batch and returns once all are confirmed, or `stop` is set."""
+    waiting = []
+    for record in batch:
+        source = Source(
+            cluster=cluster,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp_ms=max(record.timestamp or 0, 0),
+        )
+        crash_point("intake.after_consume")
+        waiting.append(admit(record.value, source, settings))
+    pause_s = 0.2
+    while waiting and not stop.is_set():
+        sent = [(case, _send(producer, case, settings)) for case in waiting]
+        producer.flush()
+        waiting = [case for case, future in sent if not _confirmed(future, case)]
+        crash_point("intake.after_produce")
+        if waiting:
+            log.warning("intake: %d records not confirmed by the broker, again in %.1f s", len(waiting), pause_s)
+            stop.wait(pause_s)
+            pause_s = min(2 * pause_s, 5.0)
+
+
+def _send(producer: Any, case: Case, settings: Settings) -> Any:
+    topic = settings.topic(PROMPTS if case.outcome is None else OUTCOMES)
+    try:
+        return producer.send(topic, key=case.case_id.encode(), value=encode_case(case))
+    except MessageSizeTooLargeError:
+        raise  # admit has bounded the size; a smaller limit on the topic is a set-up error, not a record's
+    except KafkaError as error:
+        return error
+
+
+def _confirmed(future: Any, case: Case) -> bool:
+    if isinstance(future, KafkaError):
+        return False
+    try:
+        future.get(timeout=30)
+        return True
+    except KafkaError as error:
+        log.warning("intake: case %s not confirmed: %s", case.case_id, type(error).__name__)
+        return False
+
+
+def _refused(
+    value: bytes | None, source: Source, task: str, kind: OutcomeKind, reason: str, detail: str, case_id: str = ""
+) -> Case:
+    case = Case(
+        case_id=case_id or coordinates_id(source),
+        task=task,
+        split="train",
+        source=source,
+        body_sha256=hashlib.sha256(value or b"").hexdigest(),
+        created_ms=now_ms(),
+    )
+    return case.ended(kind, "intake", now_ms(), reason, detail)
+
+
+def _apply_pause(value: bytes, paused: threading.Event) -> None:
+    pause = msgspec.json.decode(value, type=Pause)
+    if pause.stage == "intake":
+        if pause.paused:
+            paused.set()
+        else:
+            paused.clear()
+
+
+def _hold(consumer: Any, paused: bool, positions: _Positions) -> None:
+    """Keeps partitions paused while an operator wants it; the group membership stays alive through poll."""
+    if positions.unsettled:
+        return
+    held = set(consumer.paused())
+    if paused:
+        consumer.pause(*(set(consumer.assignment()) - held))
+    elif held:
+        consumer.resume(*held)
+
+
+class _Positions(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Where each partition is read from, and how far it is committed.
+
+    A partition without a committed position gets the one the settings ask for, committed at once: else a crash
+    before the first record would move "latest" further on, past records. The commit's metadata keeps when
+    reading began, for partitions that are added to the topic later.
+    Rebalance callbacks come on the client's own thread and must not block it: they take notes, `settle` acts.
+    """
+
+    def __init__(self, consumer: Any, settings: Settings) -> None:
+        self._consumer = consumer
+        self._start_at = settings.intake.start_at
+        self._began: dict[str, str] = {}  # topic -> time in ms at which reading began
+        self._new: deque[Any] = deque()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether partitions still wait for their position."""
+        return bool(self._new)
+
+    def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
+        """Nothing to do: positions are committed after every batch."""
+
+    def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
+        """Holds new partitions back until `settle` has found their position."""
+        self._consumer.pause(*assigned)
+        for tp in assigned:
+            self._consumer.seek(tp, 0)  # any position, so that the client does not look for one itself
+        self._new.extend(assigned)
+
+    def settle(self) -> bool:
+        """Seeks new partitions to their positions and lets them flow; returns whether any were new."""
+        settled = False
+        while self._new:
+            tp = self._new[0]
+            try:
+                offset = self._position(tp)
+                if tp in self._consumer.assignment():
+                    self._consumer.seek(tp, offset)
+                    self._consumer.resume(tp)
+            except KafkaError as error:
+                log.warning("intake: no position for %s[%d] yet (%s)", tp.topic, tp.partition, type(error).__name__)
+                return settled
+            self._new.popleft()
+            settled = True
+        return settled
+
+    def commit(self, offsets: dict[Any, int]) -> None:
+        """Commits positions; raises KafkaError."""
+        self._consumer.commit(
+            {tp: OffsetAndMetadata(offset, self._began.get(tp.topic, ""), -1) for tp, offset in offsets.items()}
+        )
+
+    def _position(self, tp: Any) -> int:
+        committed = self._consumer.committed(tp, metadata=True)
+        if committed is not None:
+            self._began[tp.topic] = committed.metadata
+            return int(committed.offset)
+        offset = self._first(tp)
+        self.commit({tp: offset})
+        log.info("intake starts %s[%d] at offset %d", tp.topic, tp.partition, offset)
+        return offset
+
+    def _first(self, tp: Any) -> int:
+        """Returns a first offset: by the settings, or since reading began where the topic is already being read."""
+        if self._start_at == "earliest":
+            return int(self._consumer.beginning_offsets([tp])[tp])
+        if self._start_at == "latest":
+            end = int(self._consumer.end_offsets([tp])[tp])
+            began = self._began.get(tp.topic) or self._began_elsewhere(tp)
+            if began is None:
+                self._began[tp.topic] = str(now_ms())
+                return end
+            self._began[tp.topic] = began
+            return self._since(tp, int(began or 0))
+        since = datetime.fromisoformat(self._start_at)
+        return self._since(tp, int((since if since.tzinfo else since.replace(tzinfo=UTC)).timestamp() * 1000))
+
+    def _since(self, tp: Any, since_ms: int) -> int:
+        found = self._consumer.offsets_for_times({tp: since_ms}).get(tp)
+        return int(found.offset if found else self._consumer.end_offsets([tp])[tp])
+
+    def _began_elsewhere(self, tp: Any) -> str | None:
+        for partition in self._consumer.partitions_for_topic(tp.topic) or ():
+            if partition != tp.partition:
+                committed = self._consumer.committed(TopicPartition(tp.topic, partition), metadata=True)
+                if committed is not None:
+                    return str(committed.metadata)
+        return None

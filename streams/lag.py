@@ -1,0 +1,137 @@
+"""How far each consumer group of ours is behind, and the operator's pause, resume and drain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+from kafka.structs import OffsetAndMetadata
+
+from schemas.commands import PAUSABLE, Pause
+from schemas.errors import BrokerError, SettingsError
+from schemas.kafka import client_options
+from schemas.settings import Settings
+from schemas.topics import COMMANDS, OUTCOMES, STAGE_INPUT, retry_topic
+from streams.stage import now_ms
+from streams.topics import connect_admin
+
+
+class Lag(NamedTuple):
+    """One partition as a group sees it. `committed` is -1 where the group never committed."""
+
+    group: str
+    topic: str
+    partition: int
+    end: int
+    committed: int
+    lag: int
+
+
+def group_topics(settings: Settings) -> dict[str, list[str]]:
+    """Returns the consumer groups of ours and the topics each reads, in the order of the flow."""
+    groups = {"intake": settings.source_topics()}
+    groups |= {role: [settings.topic(topic)] for role, topic in STAGE_INPUT.items()}
+    groups["retries"] = [settings.topic(retry_topic(s)) for s in settings.worker.retry_delays_s]
+    groups["sink"] = [settings.topic(OUTCOMES)]
+    return groups
+
+
+class LagReader:
+    """Reads lag over one connection. Use as a context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __enter__(self) -> LagReader:
+        self._admin = connect_admin(self._settings)
+        self._consumer = KafkaConsumer(**client_options(self._settings), group_id=None, enable_auto_commit=False)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._consumer.close()
+        self._admin.close()
+
+    def read(self) -> list[Lag]:
+        """Returns one row per group, topic and partition; topics that do not exist are left out.
+
+        Committed offsets are read before the ends, so that lag is never reported smaller than it was.
+        """
+        rows = []
+        try:
+            for group, topics in group_topics(self._settings).items():
+                committed = self._committed(self._settings.topic(group))
+                tps = [
+                    TopicPartition(t, p) for t in topics for p in sorted(self._consumer.partitions_for_topic(t) or ())
+                ]
+                ends = self._consumer.end_offsets(tps) if tps else {}
+                starts = self._consumer.beginning_offsets(tps) if tps else {}
+                for tp in tps:
+                    offset = committed.get(tp, -1)
+                    behind = ends[tp] - (offset if offset >= 0 else starts[tp])
+                    rows.append(Lag(group, tp.topic, tp.partition, ends[tp], offset, max(behind, 0)))
+        except KafkaError as error:
+            raise BrokerError(
+                f"lag could not be read: {error}. Is the broker up? `goldstream broker status`"
+            ) from error
+        return rows
+
+    def by_group(self) -> dict[str, int]:
+        """Returns the lag of each group, all partitions together."""
+        total = dict.fromkeys(group_topics(self._settings), 0)
+        for row in self.read():
+            total[row.group] += row.lag
+        return total
+
+    def _committed(self, group: str) -> dict[Any, int]:
+        found: dict[Any, OffsetAndMetadata] = self._admin.list_group_offsets({group: None}).get(group, {})
+        return {tp: committed.offset for tp, committed in found.items()}
+
+
+def set_paused(settings: Settings, stage: str, paused: bool) -> None:
+    """Tells every process whether `stage` takes new work; returns once the broker has the command."""
+    if stage not in PAUSABLE:
+        raise SettingsError(f"{stage!r} cannot be paused; expected one of {', '.join(PAUSABLE)}.")
+    producer = KafkaProducer(**client_options(settings), acks="all")
+    try:
+        record = msgspec.json.encode(Pause(stage, paused, now_ms()))
+        producer.send(settings.topic(COMMANDS), key=stage.encode(), value=record).get(timeout=20)
+    except KafkaError as error:
+        raise BrokerError(f"the command was not confirmed by the broker: {error}") from error
+    finally:
+        producer.close(timeout=5)
+
+
+def drain(
+    settings: Settings,
+    stage: str | None,
+    timeout_s: float,
+    progress: Callable[[dict[str, int]], None] = lambda lag: None,
+) -> bool:
+    """Waits until nothing is left to do, and pauses what would bring more. Returns False after `timeout_s`.
+
+    Without a stage: intake is paused, and every stage works off its topic. With one: that stage works off
+    its own topic and is then paused.
+    """
+    if stage is None:
+        set_paused(settings, "intake", True)
+    elif stage not in PAUSABLE:
+        raise SettingsError(f"{stage!r} cannot be drained; expected one of {', '.join(PAUSABLE)}.")
+    watched = [g for g in group_topics(settings) if g != "intake"] if stage is None else [stage]
+    deadline = time.monotonic() + timeout_s
+    quiet = 0
+    with LagReader(settings) as reader:
+        # Twice in a row: between two hops a case is for a moment in no group's lag.
+        while quiet < 2:
+            lag = reader.by_group()
+            progress(lag)
+            quiet = quiet + 1 if not any(lag[group] for group in watched) else 0
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.5)
+    if stage is not None:
+        set_paused(settings, stage, True)
+    return True

@@ -1,0 +1,187 @@
+"""The chain of landing files of one partition: how the sink extends it, with no Kafka in sight.
+
+A file appears whole or not at all, and only one writer can add the next one. The shape of the
+chain and how it is read are in schemas.gold; streams.sink calls this.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import Fenced, GoldError
+from schemas.faults import crash_point
+from schemas.gold import END_OFFSET, START_OFFSET, LandingFile, landing_folder, landing_name, read_chain
+from schemas.outcomes import OUTCOME_SCHEMA, outcome_table
+
+_REMEDY = {
+    errno.ENOSPC: "Free space there",
+    errno.EDQUOT: "Raise the quota or free space there",
+    errno.EFBIG: "Raise the file size limit, or lower sink.rows_per_file",
+    errno.EROFS: "The file system is read-only: remount it writable",
+    errno.EACCES: "Give the sink's user write access to it",
+    errno.EPERM: "Give the sink's user write access, on a file system that supports hard links",
+    errno.EOPNOTSUPP: "The file system must support hard links: choose another state_dir",
+}
+
+
+class LandingChain:
+    """One partition's landing files, open for appending.
+
+    `tip` is the first offset not yet in a file, None while there is no file. Opening verifies the chain and
+    raises ChainBroken where it is damaged.
+    """
+
+    def __init__(self, gold: Path, partition: int) -> None:
+        self.gold = gold
+        self.partition = partition
+        self.folder = landing_folder(gold, partition)
+        self.files: list[LandingFile] = read_chain(gold, partition)  # as they were at opening
+        self.tip: int | None = self.files[-1].end if self.files else None
+        try:
+            _make_folder(self.folder)
+            _make_folder(gold / "tmp")
+            _remove_stale_temp_files(gold / "tmp", f"{partition:05d}-")
+        except OSError as error:
+            raise _readable(error, self.folder) from error
+        write_columns_file(gold)
+
+    def write(self, start: int, end: int, rows: Sequence[dict[str, Any]] | pa.Table) -> Path:
+        """Adds the file of offsets start <= o < end, which may hold no row at all, and returns its path.
+
+        1. Write a temp file outside the readers' glob, holding a lock that tells the living from the dead.
+        2. fsync it, so that the name never points at less than the whole.
+        3. Link it to its landing name, which fails where another writer was first.
+        4. fsync the folder, so that the name survives a power cut.
+        5. Remove the temp name.
+
+        Raises Fenced where another sink wrote this range, GoldError where the disk refuses; either way no
+        reader sees anything of it.
+        """
+        if end <= start or (self.tip is not None and start != self.tip):
+            raise GoldError(
+                f"partition {self.partition}: asked to write offsets {start} to {end}, but the chain continues at "
+                f"{self.tip}. Restart the sink: it reads the tip again."
+            )
+        target = self.folder / landing_name(self.partition, start)
+        if self.tip is None and any(self.folder.glob("*.parquet")):
+            # Two first files could carry different names if retention moved the log start between two openings.
+            raise _fenced(target)
+        data = _parquet_bytes(rows if isinstance(rows, pa.Table) else outcome_table(rows), start, end)
+        temp: Path | None = None
+        try:
+            # 1. Write
+            file, temp = _open_temp(self.gold / "tmp", target.stem)
+            with file:
+                file.write(data)
+                file.flush()
+                crash_point("sink.after_temp")
+                # 2. fsync
+                os.fsync(file.fileno())
+                crash_point("sink.after_fsync")
+                # 3. Link
+                os.link(temp, target)
+                crash_point("sink.after_link")
+                # 4. fsync the folder
+                crash_point("sink.before_dir_fsync")
+                _fsync_folder(self.folder)
+        except FileExistsError as error:
+            raise _fenced(target) from error
+        except OSError as error:
+            raise _readable(error, target) from error
+        finally:
+            # 5. Remove the temp name
+            if temp is not None:
+                temp.unlink(missing_ok=True)
+        self.tip = end
+        return target
+
+
+def write_columns_file(gold: Path) -> Path:
+    """Makes sure an empty file with every column lies where the views look, and returns its path.
+
+    With it the views work before the first outcome, and a column added later exists for older files too.
+    """
+    path = gold / "landing" / "p=schema" / "columns.parquet"
+    try:
+        if path.exists() and set(OUTCOME_SCHEMA.names) <= set(pq.read_schema(path).names):
+            return path
+        _make_folder(path.parent)
+        _make_folder(gold / "tmp")
+        file, temp = _open_temp(gold / "tmp", "columns")
+        with file:
+            file.write(_parquet_bytes(OUTCOME_SCHEMA.empty_table(), 0, 0))
+            file.flush()
+            os.fsync(file.fileno())
+            temp.replace(path)
+    except OSError as error:
+        raise _readable(error, path) from error
+    return path
+
+
+def _parquet_bytes(table: pa.Table, start: int, end: int) -> memoryview:
+    footer = {START_OFFSET: str(start).encode(), END_OFFSET: str(end).encode()}
+    out = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **footer})
+    pq.write_table(table, out, compression="zstd", compression_level=1)
+    return memoryview(out.getvalue())
+
+
+def _open_temp(folder: Path, stem: str) -> tuple[Any, Path]:
+    """Opens a new temp file under an exclusive lock, which the kernel drops when the process dies."""
+    while True:
+        temp = folder / f"{stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        file = temp.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file, temp
+        file.close()  # taken for stale between open and lock; the next name is ours alone
+
+
+def _remove_stale_temp_files(folder: Path, prefix: str) -> None:
+    """Removes temp files whose writer is gone: process ids repeat and differ between containers, locks do not."""
+    for temp in folder.glob(f"{prefix}*.tmp"):
+        try:
+            with temp.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temp.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # a live writer's, or gone meanwhile
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _fsync_folder(folder.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fenced(target: Path) -> Fenced:
+    return Fenced(
+        f"{target}: another sink wrote this range first, so this one must stop. Nothing is lost or doubled; restarted, "
+        "it continues from the new tip. Only one sink may own a partition of a gold set."
+    )
+
+
+def _readable(error: OSError, path: Path) -> GoldError:
+    remedy = _REMEDY.get(error.errno or 0, "Mend that")
+    return GoldError(
+        f"cannot write {path}: {error.strerror or error}. {remedy} and start the sink again: it continues where the "
+        "chain ends, and nothing is lost while Kafka keeps the topic."
+    )

@@ -1,0 +1,133 @@
+"""Delayed retries: holds cases on gs.retry.<delay> topics until their time, then returns them to their stage.
+
+A consumer that pauses partitions and never sleeps, so that waiting blocks nobody. `goldstream retries` runs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import Any
+
+import msgspec
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError
+from kafka.structs import OffsetAndMetadata
+
+from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
+from schemas.errors import RecordError
+from schemas.faults import crash_point
+from schemas.kafka import client_options
+from schemas.settings import Settings
+from schemas.topics import OUTCOMES, STAGE_INPUT, retry_topic
+from streams.stage import Hop, now_ms
+from streams.topics import cluster_id
+
+log = logging.getLogger(__name__)
+
+_BUFFER_RECORDS = 500  # per partition; beyond it the partition is paused and the rest waits in Kafka
+
+
+def returned(value: bytes | None, where: Source) -> tuple[int, Hop]:
+    """Returns (time in ms before which it must wait, where it goes then) for a record of a retry topic."""
+    try:
+        case = decode_case(value)
+    except RecordError as error:
+        broken = Case(case_id=coordinates_id(where), task="", split="train", source=where)
+        return 0, Hop(OUTCOMES, broken.ended("dead", "intake", now_ms(), error.reason, error.detail))
+    stage = case.retry_stage
+    if stage not in STAGE_INPUT:
+        detail = f"a retry for stage {stage!r}, which does not exist"
+        return 0, Hop(OUTCOMES, case.ended("dead", "intake", now_ms(), "undecodable_case", detail))
+    return case.not_before_ms, Hop(STAGE_INPUT[stage], case)
+
+
+def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], None] = lambda: None) -> None:
+    """Returns waiting cases to their stages until `stop` is set.
+
+    1. poll; partitions whose buffer is full are paused, so the poll keeps the group membership alive and no more
+    2. produce what is due, and wait for the confirmation
+    3. commit behind it, in offset order per partition
+    """
+    cluster = cluster_id(settings)
+    producer = KafkaProducer(
+        **client_options(settings), acks="all", max_request_size=settings.kafka.max_message_bytes + 100_000
+    )
+    consumer = KafkaConsumer(
+        **client_options(settings),
+        group_id=settings.topic("retries"),
+        client_id="goldstream-retries",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        max_poll_records=_BUFFER_RECORDS,
+    )
+    waiting: dict[Any, deque[tuple[int, int, Hop]]] = {}
+    try:
+        consumer.subscribe(
+            [settings.topic(retry_topic(s)) for s in settings.worker.retry_delays_s], listener=_Forget(waiting)
+        )
+        announced = False
+        while not stop.is_set():
+            # 1.
+            for tp, records in consumer.poll(timeout_ms=200).items():
+                queue = waiting.setdefault(tp, deque())
+                for record in records:
+                    where = Source(cluster=cluster, topic=tp.topic, partition=tp.partition, offset=record.offset)
+                    due_ms, hop = returned(record.value, where)
+                    queue.append((record.offset, due_ms, hop))
+            if not announced and consumer.assignment():
+                announced = True
+                ready()
+            for tp in consumer.assignment():
+                full = len(waiting.get(tp, ())) >= _BUFFER_RECORDS
+                (consumer.pause if full else consumer.resume)(tp)
+            # 2. 3.
+            for tp, queue in list(waiting.items()):
+                _return_due(consumer, producer, settings, tp, queue)
+    finally:
+        consumer.close()
+        producer.close(timeout=5)
+
+
+def _return_due(consumer: Any, producer: Any, settings: Settings, tp: Any, queue: deque[tuple[int, int, Hop]]) -> None:
+    """Produces the cases at the head of a partition whose time has come.
+
+    All wait equally long on one topic, so the head is the first to be due; a clock set back only delays.
+    """
+    now, sent = now_ms(), []
+    for offset, due_ms, hop in queue:
+        if due_ms > now:
+            break
+        case = msgspec.structs.replace(hop.case, not_before_ms=0)
+        future = producer.send(settings.topic(hop.topic), key=case.case_id.encode(), value=encode_case(case))
+        sent.append((offset, future))
+    if not sent:
+        return
+    try:
+        producer.flush()
+        for _, future in sent:
+            future.get(timeout=30)
+        crash_point("retries.after_produce")
+        consumer.commit({tp: OffsetAndMetadata(sent[-1][0] + 1, "", -1)})
+    except KafkaError as error:
+        log.warning("retries: %s not confirmed (%s); tried again", tp.topic, type(error).__name__)
+        return
+    for _ in sent:
+        queue.popleft()
+
+
+class _Forget(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Drops the buffers of partitions that go to another process."""
+
+    def __init__(self, waiting: dict[Any, Any]) -> None:
+        self._waiting = waiting
+
+    def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
+        """Forgets what was read and not yet returned; it is read again from the commit."""
+        for tp in revoked:
+            self._waiting.pop(tp, None)
+
+    def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
+        """Nothing to do: positions are the committed ones."""

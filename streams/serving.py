@@ -1,0 +1,34 @@
+"""Which adapter serves each task, as announced on gs.adapters. Read by the student before every call."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from schemas.adapters import AdapterRecord
+
+log = logging.getLogger(__name__)
+
+
+class Serving:
+    """The newest record per task; older ones, by (lease epoch, sequence), are ignored."""
+
+    def __init__(self) -> None:
+        self._by_task: dict[str, AdapterRecord] = {}
+
+    def apply(self, key: bytes, value: bytes) -> None:
+        """Takes a record of gs.adapters; a malformed one is logged and changes nothing."""
+        try:
+            record = msgspec.json.decode(value, type=AdapterRecord)
+        except msgspec.DecodeError as error:
+            log.error("a record on the adapters topic cannot be read and is ignored: %s", error)
+            return
+        if record.supersedes(self._by_task.get(record.task)):
+            log.info("task %s is now served by %s", record.task, record.version or "the base")
+            self._by_task[record.task] = record
+
+    def version(self, task: str) -> str:
+        """Returns the version serving a task, "" for the base."""
+        record = self._by_task.get(task)
+        return record.version if record else ""

@@ -1,0 +1,110 @@
+"""Where a case is and what happened to it: `goldstream case ID`.
+
+Looks in the gold set first, then on our own topics, last hop first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+
+from schemas.case import Case, decode_case
+from schemas.errors import RecordError
+from schemas.kafka import client_options
+from schemas.settings import Settings
+from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, PROMPTS, REFINE, retry_topic
+from streams.gold import story as gold_story
+
+
+def find_case(settings: Settings, case_id: str) -> dict[str, Any] | None:
+    """Returns {"where": ..., "case": {...}} of the furthest point a case has reached; None where it is unknown."""
+    row = gold_story(settings.gold, case_id)
+    if row is not None:
+        row.pop("case_json", None)
+        return {"where": "gold set", "case": row}
+    retries = [retry_topic(s) for s in reversed(settings.worker.retry_delays_s)]
+    found: list[tuple[Case, str]] = []
+    for topic in (OUTCOMES, ACCEPTED, REFINE, ATTEMPTS, *retries, PROMPTS):
+        case = _last_on_topic(settings, settings.topic(topic), case_id)
+        if case is not None:
+            found.append((case, settings.topic(topic)))
+    if not found:
+        return None
+    # The furthest copy is the one with most behind it; earlier topics come later in `found`.
+    case, where = max(found, key=lambda f: (f[0].epoch, f[0].outcome is not None, len(f[0].attempts), f[0].spend.calls))
+    return {"where": f"topic {where}, not yet in the gold set", "case": msgspec.to_builtins(case)}
+
+
+def tell(found: dict[str, Any]) -> list[str]:
+    """Returns a case's story as lines for people."""
+    case = found["case"]
+    outcome = case.get("outcome")
+    kind = outcome if isinstance(outcome, str) else (outcome or {}).get("kind", "in flight")
+    reason = case.get("reason") or ((outcome or {}).get("reason") if isinstance(outcome, dict) else "")
+    source = case.get("source") or {k: case.get(f"source_{k}") for k in ("topic", "partition", "offset")}
+    lines = [
+        f"case {case['case_id']}   task {case.get('task') or '-'}   split {case.get('split')}",
+        f"read from {source['topic']}[{source['partition']}] at offset {source['offset']}",
+        f"now: {kind}{f' ({reason})' if reason else ''}, in the {found['where']}".replace("in the topic", "on topic"),
+    ]
+    detail = case.get("detail") or (outcome.get("detail") if isinstance(outcome, dict) else "")
+    if detail:
+        lines.append(f"     {detail}")
+    for message in case.get("messages") or []:
+        lines += ["", f"{message['role']}:", *_indented(message.get("content"))]
+    for attempt in case.get("attempts") or []:
+        verdict = attempt.get("verdict") or attempt
+        by = attempt["model"] + (f" with adapter {attempt['adapter']}" if attempt.get("adapter") else "")
+        lines += ["", f"attempt {attempt['round']}, by {attempt['source']} {by}:", *_indented(attempt["text"])]
+        if verdict.get("passed") is None:
+            continue
+        judged = "passed" if verdict["passed"] else "failed"
+        lines.append(f"  {judged}, {verdict['score']:g} of {verdict['max_score']:g}, judged by {verdict['judge']}")
+        for violation in verdict.get("violations") or []:
+            quote = f' at "{violation["hinge"]}"' if violation.get("hinge") else ""
+            lines.append(
+                f"    {violation.get('severity', 'major')} {violation['rule']}{quote}: {violation.get('why', '')}"
+            )
+    strategy = case.get("strategy") or {}
+    guardrail = strategy.get("guardrail") or case.get("strategy_guardrail")
+    if guardrail:
+        lines += [
+            "",
+            f"mistake:   {strategy.get('mistake') or case.get('strategy_mistake')}",
+            f"guardrail: {guardrail}",
+        ]
+    spend = case.get("spend") or case
+    calls, tokens = spend.get("calls") or 0, (spend.get("prompt_tokens") or 0) + (spend.get("completion_tokens") or 0)
+    lines += ["", f"spend: {calls} calls, {tokens} tokens, {spend.get('cost_usd') or 0:.6f} USD"]
+    return lines
+
+
+def _indented(text: Any) -> list[str]:
+    return ["  " + line for line in str(text or "").splitlines()]
+
+
+def _last_on_topic(settings: Settings, topic: str, case_id: str) -> Case | None:
+    """Reads a whole topic for one key; meant for a person's question, not for a hot path."""
+    consumer = KafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False)
+    last = None
+    try:
+        tps = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
+        if not tps:
+            return None
+        consumer.assign(tps)
+        consumer.seek_to_beginning(*tps)
+        ends = consumer.end_offsets(tps)
+        key = case_id.encode()
+        while any(consumer.position(tp) < ends[tp] for tp in tps):
+            for records in consumer.poll(timeout_ms=500).values():
+                for record in records:
+                    if record.key == key:
+                        try:
+                            last = decode_case(record.value)
+                        except RecordError:
+                            continue
+        return last
+    finally:
+        consumer.close()

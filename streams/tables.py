@@ -1,0 +1,104 @@
+"""Printing rows: a table for people, JSON for programs. Every command that shows rows prints here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+_CELL = 80  # characters; longer cells are cut in tables, never in JSON
+_PIPED_WIDTH = 160  # columns of a table that is not printed to a terminal
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool, title: str = "") -> None:
+    """Prints rows to standard output: as a table, or as one JSON array of objects with ISO timestamps."""
+    if as_json:
+        sys.stdout.write(to_json(columns, rows) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for number, name in enumerate(columns):
+        numeric = any(_is_number(row[number]) for row in rows)
+        table.add_column(Text(cell_text(name)), justify="right" if numeric else "left")
+    for row in rows:
+        # Text, not str: model output must not be read as markup.
+        table.add_row(*(Text(cell_text(value)) for value in row))
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+
+
+def print_stats(found: dict[str, Any]) -> None:
+    """Prints what streams.gold.stats returns: one small table per question, none for a question without an answer."""
+    gold = found["gold"]
+    print_table(
+        ["cases", "gold", "corrected", "with strategy", "duplicates"],
+        [[found["cases"], gold["rows"], gold["corrected"], gold["with_strategy"], found["duplicates"]]],
+        as_json=False,
+    )
+    tables = {
+        "How cases ended": ("outcome", found["outcomes"]),
+        "Rounds that gold needed": ("rounds", found["rounds"]),
+        "Violations by rule, all rounds": ("rule", found["violations"]),
+        "Dead, by reason": ("reason", found["dead"]),
+        "Dropped, by reason": ("reason", found["dropped"]),
+    }
+    for title, (name, counts) in tables.items():
+        if counts:
+            print_table([name, "cases"], list(counts.items()), as_json=False, title=title)
+    if found["first_attempt"]:
+        rows = found["first_attempt"]
+        print_table(list(rows[0]), [list(row.values()) for row in rows], as_json=False, title="First attempts")
+    spend = {name: value for name, value in found["spend"].items() if value is not None}
+    print_table(list(spend), [list(spend.values())], as_json=False, title="Spend")
+
+
+def to_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Returns rows as a JSON array of objects; of columns that share a name, later ones are numbered."""
+    names: list[str] = []
+    for name in columns:
+        same = names.count(name) + sum(1 for taken in names if taken.startswith(f"{name}_"))
+        names.append(f"{name}_{same + 1}" if name in names else name)
+    objects = [dict(zip(names, map(_plain, row), strict=True)) for row in rows]
+    return msgspec.json.format(msgspec.json.encode(objects, enc_hook=str), indent=2).decode()
+
+
+def cell_text(value: Any) -> str:
+    """Returns a value as one short printable line, so that model output cannot steer a terminal."""
+    match value:
+        case None:
+            return ""
+        case float():
+            text = f"{value:.4g}" if abs(value) < 1e6 else f"{value:.0f}"
+        case datetime():
+            text = value.isoformat(sep=" ", timespec="seconds")
+        case str():
+            text = value
+        case bytes():
+            text = value.decode("utf-8", "replace")
+        case dict() | list() | tuple():
+            text = msgspec.json.encode(_plain(value), enc_hook=str).decode()
+        case _:
+            text = str(value)
+    if len(text) > _CELL:
+        text = text[: _CELL - 1] + "…"
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value that JSON can hold; bytes are JSON text of ours, so they are shown as text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,85 @@
+-- The gold set as views, for any DuckDB client (2.0 or later). From the DuckDB shell:
+--
+--     SET VARIABLE gold = '/path/to/.goldstream/gold';
+--     .read views.sql
+--
+-- Run it once per session: the views ask the variables below at every query, and so see new rows as the sink writes
+-- them. Without the first line the gold set is .goldstream/gold below the working directory. The views need
+-- landing/p=schema/columns.parquet, an empty file that the sink, `goldstream gold stats` and every other reading
+-- command put there.
+--
+-- A case has one row in outcomes. Redriven cases have a newer row of a higher epoch, which supersedes.
+
+SET VARIABLE gold = coalesce(getvariable('gold'), '.goldstream/gold');
+-- Making a view reads every footer it can reach, so while they are made they reach only the empty file.
+SET VARIABLE landing = getvariable('gold') || '/landing/p=schema/*.parquet';
+
+-- Every row ever landed, superseded ones too.
+CREATE OR REPLACE VIEW landed AS
+SELECT * FROM read_parquet(getvariable('landing'), union_by_name = true, hive_partitioning = false);
+
+-- One row per case: that of its highest epoch. Few cases are redriven, so only their ids are held in memory.
+CREATE OR REPLACE VIEW outcomes AS
+WITH redriven AS (SELECT case_id, max(epoch) AS epoch FROM landed WHERE epoch > 0 GROUP BY case_id)
+SELECT landed.*
+FROM landed LEFT JOIN redriven ON landed.case_id = redriven.case_id
+WHERE landed.epoch = coalesce(redriven.epoch, 0);
+
+CREATE OR REPLACE VIEW gold AS SELECT * FROM outcomes WHERE outcome = 'gold';
+CREATE OR REPLACE VIEW unresolved AS SELECT * FROM outcomes WHERE outcome = 'unresolved';
+CREATE OR REPLACE VIEW dead AS SELECT * FROM outcomes WHERE outcome = 'dead';
+CREATE OR REPLACE VIEW holdout AS SELECT * FROM outcomes WHERE outcome = 'holdout';
+
+-- Training pairs. A: prompt -> answer. B: prompt -> strategy, answer; only where failed rounds taught one.
+CREATE OR REPLACE VIEW rgt_pairs AS
+SELECT case_id, task, split, dt, 'A' AS pair, messages, prompt, NULL::VARCHAR AS strategy, answer, corrected, ended_at
+FROM gold
+WHERE answer IS NOT NULL
+UNION ALL BY NAME
+SELECT case_id, task, split, dt, 'B' AS pair, messages, prompt,
+       'mistake: ' || strategy_mistake || chr(10) || 'guardrail: ' || strategy_guardrail AS strategy,
+       answer, corrected, ended_at
+FROM gold
+WHERE answer IS NOT NULL AND strategy_guardrail <> '';
+
+-- One row per attempt, with its verdict.
+CREATE OR REPLACE VIEW attempts AS
+SELECT case_id, task, split, dt, outcome, attempt.*
+FROM (SELECT case_id, task, split, dt, outcome, unnest(attempts) AS attempt FROM outcomes);
+
+-- How often an attempt passes, by round and by who made it.
+CREATE OR REPLACE VIEW acceptance AS
+SELECT task, split, round, source, model, adapter,
+       count(*) AS judged,
+       count(*) FILTER (passed) AS accepted,
+       count(*) FILTER (passed) / count(*) AS pass_rate,
+       avg(score / nullif(max_score, 0)) AS mean_score
+FROM attempts
+WHERE passed IS NOT NULL
+GROUP BY ALL
+ORDER BY ALL;
+
+-- Which rules attempts break, by round and by who made them.
+CREATE OR REPLACE VIEW violations AS
+SELECT task, split, violation.rule AS rule, violation.severity AS severity, round, source, model, adapter,
+       count(*) AS violations,
+       count(DISTINCT case_id) AS cases
+FROM (SELECT case_id, task, split, round, source, model, adapter, unnest(violations) AS violation FROM attempts)
+GROUP BY ALL
+ORDER BY ALL;
+
+-- What cases cost, by day and by how they ended. Calls repeated after a crash are not in it.
+CREATE OR REPLACE VIEW cost AS
+SELECT task, dt, outcome,
+       count(*) AS cases,
+       sum(calls) AS calls,
+       sum(prompt_tokens) AS prompt_tokens,
+       sum(completion_tokens) AS completion_tokens,
+       sum(cost_usd) AS cost_usd,
+       sum(cost_usd) / count(*) AS cost_per_case_usd,
+       sum(model_s) AS model_s
+FROM outcomes
+GROUP BY ALL
+ORDER BY ALL;
+
+SET VARIABLE landing = getvariable('gold') || '/landing/p=*/*.parquet';

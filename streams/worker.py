@@ -1,0 +1,201 @@
+"""The worker process: the stream agents on Faust, one app and consumer group per role.
+
+Groups are named after the role (gs.student, gs.judge ...), so roles can be split over processes and
+merged again without losing their place. `goldstream worker` runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import faust
+import msgspec
+from faust.exceptions import ProducerSendError
+from mode.utils.logging import get_logger
+
+from agents.judge import judge, load_verifier
+from agents.models import Models
+from agents.refiner import refine
+from agents.strategist import distil
+from agents.student import attempt
+from schemas.case import Case
+from schemas.commands import Pause
+from schemas.kafka import bootstrap_servers, sasl_password
+from schemas.settings import Role, Settings
+from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
+from streams.follow import Follower
+from streams.serving import Serving
+from streams.stage import Stage
+from streams.topics import cluster_id
+
+log = logging.getLogger(__name__)
+get_logger("aiokafka").setLevel(logging.WARNING)
+
+_AGENTS: dict[Role, Callable[..., Awaitable[Case]]] = {
+    "student": attempt,
+    "judge": judge,
+    "refiner": refine,
+    "strategist": distil,
+}
+
+
+def group_id(settings: Settings, role: str) -> str:
+    """Returns the consumer group of a role, or of intake and sink."""
+    return settings.topic(role)
+
+
+async def run_worker(
+    settings: Settings,
+    roles: Iterable[Role],
+    stop: asyncio.Event,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs the agents of `roles` until `stop` is set.
+
+    1. know which adapters serve and what is paused, before the first call
+    2. import and load what the models need, so that the first case does not pay for it
+    3. start a Faust app per role
+    4. on stop, cancel the cases in flight; what is acknowledged is committed
+    Raises the error of a case that could not be turned into a hop: a restart reads it again.
+    """
+    roles = tuple(roles)
+    for task in settings.tasks.values():
+        if task.rubric.verifier:
+            load_verifier(task.rubric.verifier)
+    loop = asyncio.get_running_loop()
+    serving, stages = Serving(), dict[str, Stage]()
+    paused: dict[str, bool] = {}
+
+    def command(key: bytes, value: bytes) -> None:
+        pause = msgspec.json.decode(value, type=Pause)
+        paused[pause.stage] = pause.paused
+        loop.call_soon_threadsafe(_apply_pauses, stages, paused)
+
+    # 1.
+    followers = [Follower(settings, ADAPTERS, serving.apply), Follower(settings, COMMANDS, command)]
+    for follower in followers:
+        follower.start()
+    for follower in followers:
+        await asyncio.to_thread(follower.wait_ready)
+    # 2.
+    models = Models(settings, serving=serving.version)
+    if "student" in roles:
+        for name in settings.tasks:
+            await models.warm(name)
+    # 3.
+    cluster = await asyncio.to_thread(cluster_id, settings)
+    apps: list[Any] = []
+    try:
+        for role in roles:
+            app, stage = _build(role, settings, models, cluster)
+            apps.append(app)
+            stages[role] = stage
+        _apply_pauses(stages, paused)
+        for app in apps:
+            await app.start()
+        log.info("working on %s", ", ".join(roles))
+        ready()
+        await _first(stop.wait(), *(stage.failed() for stage in stages.values()), *(_crashed(app) for app in apps))
+    finally:
+        # 4.
+        for stage in stages.values():
+            await stage.stop()
+        for app in apps:
+            await app.stop()
+        for follower in followers:
+            await asyncio.to_thread(follower.stop)
+        await models.close()
+
+
+def _build(role: Role, settings: Settings, models: Models, cluster: str) -> tuple[Any, Stage]:
+    app = faust.App(
+        group_id(settings, role),
+        broker=[f"kafka://{address}" for address in bootstrap_servers(settings)],
+        broker_credentials=_credentials(settings),
+        datadir=str(settings.state / "faust"),
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        stream_wait_empty=False,  # a rebalance must not wait for model calls
+        stream_buffer_maxsize=4 * settings.worker.cases_in_flight,
+        broker_max_poll_records=2 * settings.worker.cases_in_flight,
+        broker_max_poll_interval=7 * 24 * 3600,  # a paused stage keeps its partitions
+        broker_commit_interval=0.5,  # bounds what a kill repeats
+        broker_session_timeout=30,
+        broker_heartbeat_interval=3,
+        consumer_auto_offset_reset="earliest",
+        producer_max_request_size=settings.kafka.max_message_bytes + 100_000,
+        producer_linger=0.002,
+    )
+
+    async def produce(topic: str, key: bytes, value: bytes) -> None:
+        try:
+            await app.producer.send_and_wait(topic, key, value, None, None, None)
+        except ProducerSendError as error:
+            raise ConnectionError(f"{type(error.__cause__ or error).__name__}") from error
+
+    act = _AGENTS[role]
+
+    async def handle(case: Case, deadline: float) -> Case:
+        return await act(case, settings, models, deadline=deadline)
+
+    stage = Stage(role, settings, handle, produce, cluster, lambda: app.consumer_generation_id)
+    raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+    topic = app.topic(settings.topic(STAGE_INPUT[role]), **raw)
+
+    @app.agent(topic, name=role)  # type: ignore[untyped-decorator]
+    async def agent(stream: Any) -> None:
+        await stage.run(stream.noack().events())
+
+    @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
+    async def on_assigned(app: Any, assigned: Any, **kwargs: Any) -> None:
+        stage.assigned(assigned)
+
+    return app, stage
+
+
+def _credentials(settings: Settings) -> Any:
+    kafka = settings.kafka
+    if kafka.security_protocol == "PLAINTEXT":
+        return None
+    import ssl
+
+    context = ssl.create_default_context(cafile=kafka.ssl_cafile or None)
+    if kafka.security_protocol == "SSL":
+        return faust.SSLCredentials(context)
+    return faust.SASLCredentials(
+        username=kafka.sasl_username,
+        password=sasl_password(settings),
+        mechanism=kafka.sasl_mechanism,
+        ssl_context=context if kafka.security_protocol == "SASL_SSL" else None,
+    )
+
+
+def _apply_pauses(stages: dict[str, Stage], paused: dict[str, bool]) -> None:
+    for name, stage in stages.items():
+        if paused.get(name):
+            stage.open.clear()
+        else:
+            stage.open.set()
+
+
+async def _crashed(app: Any) -> None:
+    """Raises the error that crashed a Faust app; returns never otherwise."""
+    await app._crashed.wait()
+    raise app._crash_reason or RuntimeError("the Faust app stopped without a reason")
+
+
+async def _first(*waits: Awaitable[Any]) -> None:
+    """Waits for the first of several to return or raise, and cancels the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
