@@ -24,7 +24,7 @@ check: setup ## ruff, mypy --strict, import contracts
 	@$(BIN)/lint-imports
 
 bench: setup kafka ## CPU a case costs the pipeline, all hops; JSON=FILE writes the figures
-	@$(BIN)/python -m tests.bench $(if $(JSON),--json $(JSON))
+	@$(BIN)/python tests/bench.py $(if $(JSON),--json $(JSON))
 
 setup: $(READY) ## The virtual environment, with every version pinned
 kafka: $(JARS) ## Apache Kafka's jars, through Maven

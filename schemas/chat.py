@@ -39,7 +39,7 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], thinking: bool = 
 
 def strategy_text(strategy: Strategy) -> str:
     """Returns a strategy as the think block of pair B holds it."""
-    return f"mistake: {strategy.mistake}\nguardrail: {strategy.guardrail}"
+    return f"Mistake: {strategy.mistake}\nGuardrail: {strategy.guardrail}"
 
 
 def split_thinking(text: str) -> tuple[str, str]:

@@ -30,11 +30,11 @@ STOP_TIMEOUT_S = 20.0
 class Child:
     """One supervised process."""
 
-    def __init__(self, name: str, arguments: Sequence[str], settings: Settings) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], settings: Settings, program: Sequence[str]) -> None:
         self.name = name
         self.restarts = 0
         self.process: subprocess.Popen[bytes] | None = None
-        self._arguments = list(arguments)
+        self._command = [sys.executable, *program, *arguments]
         self._state = settings.state
         self._failures = 0
         self._started = 0.0
@@ -59,7 +59,7 @@ class Child:
         environment = os.environ | {"GOLDSTREAM_PROCESS": self.name, "PYTHONUNBUFFERED": "1"}
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "goldstream", *self._arguments],
+                self._command,
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -94,10 +94,19 @@ class Child:
 
 
 class Supervisor:
-    """A set of children. Use as a context manager: leaving it stops them all, also after an error."""
+    """A set of children: `goldstream` commands, and other Python `programs` where a benchmark needs them.
 
-    def __init__(self, settings: Settings, commands: Mapping[str, Sequence[str]]) -> None:
-        self.children = [Child(name, arguments, settings) for name, arguments in commands.items()]
+    Use as a context manager: leaving it stops them all, also after an error.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        commands: Mapping[str, Sequence[str]],
+        programs: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.children = [Child(name, words, settings, ["-m", "goldstream"]) for name, words in commands.items()]
+        self.children += [Child(name, words, settings, []) for name, words in (programs or {}).items()]
         self.peak_bytes = 0
         self._state = settings.state
 

@@ -37,7 +37,7 @@ FROM gold
 WHERE answer IS NOT NULL
 UNION ALL BY NAME
 SELECT case_id, task, split, dt, 'B' AS pair, messages, prompt,
-       'mistake: ' || strategy_mistake || chr(10) || 'guardrail: ' || strategy_guardrail AS strategy,
+       'Mistake: ' || strategy_mistake || chr(10) || 'Guardrail: ' || strategy_guardrail AS strategy,
        answer, corrected, ended_at
 FROM gold
 WHERE answer IS NOT NULL AND strategy_guardrail <> '';

@@ -52,8 +52,11 @@ async def run_worker(
     roles: Iterable[Role],
     stop: asyncio.Event,
     ready: Callable[[], None] = lambda: None,
+    make_models: Callable[[Settings, Callable[[str], str]], Models] = lambda settings, serving: Models(
+        settings, serving=serving
+    ),
 ) -> None:
-    """Runs the agents of `roles` until `stop` is set.
+    """Runs the agents of `roles` until `stop` is set. `make_models` lets a benchmark stand in for the models.
 
     1. know which adapters serve and what is paused, before the first call
     2. import and load what the models need, so that the first case does not pay for it
@@ -81,7 +84,7 @@ async def run_worker(
     for follower in followers:
         await asyncio.to_thread(follower.wait_ready)
     # 2.
-    models = Models(settings, serving=serving.version)
+    models = make_models(settings, serving.version)
     if "student" in roles:
         for name in settings.tasks:
             await models.warm(name)
