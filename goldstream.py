@@ -197,6 +197,7 @@ def worker(settings: Settings, stages: str | None) -> None:
     if len(roles) != len(asked):
         raise SettingsError(f"--stages {stages}: expected some of {', '.join(ROLES)}, separated by commas")
     _log_to_stderr()
+    _end_with_parent()
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -432,13 +433,16 @@ def adapters_list(settings: Settings, task: str | None, as_json: bool) -> None:
 @click.option("--keep", is_flag=True, help="Continue in the state folder of the last demo instead of a fresh one.")
 def demo(json_path: Path | None, waves: str, holdout: int, keep: bool) -> None:
     """Run the whole loop on a synthetic clinical scribe: traffic in, promoted adapters out. Takes minutes."""
+    import signal
+
     from streams.demo import run_demo
 
     try:
         sizes = [int(size) for size in waves.split(",")]
     except ValueError as error:
         raise click.ClickException(f"--waves {waves}: expected numbers separated by commas") from error
-    _log_to_stderr("WARNING")
+    _log_to_stderr("ERROR")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves through the supervisor, which stops its children
     run_demo(sizes, holdout, json_path, keep)
 
 
@@ -482,7 +486,14 @@ def _serving(name: str | None) -> Iterator[threading.Event]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     _log_to_stderr("INFO" if name else "WARNING")
+    _end_with_parent()
     yield stop
+
+
+def _end_with_parent() -> None:
+    from streams.supervisor import end_with_parent
+
+    end_with_parent()
 
 
 def _log_to_stderr(level: str = "INFO") -> None:

@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from schemas.errors import BrokerError
-from schemas.kafka import client_options
 from schemas.settings import Settings
+from streams.clients import make_consumer
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,12 @@ class Follower:
         while not self._stop.is_set():
             try:
                 self._read()
-            except KafkaError as error:
+            except (KafkaError, BrokerError) as error:
                 log.warning("following %s was interrupted (%s); connecting again", self._topic, error)
                 self._stop.wait(1.0)
 
     def _read(self) -> None:
-        consumer = KafkaConsumer(
-            **client_options(self._settings), isolation_level="read_committed", enable_auto_commit=False, group_id=None
-        )
+        consumer = make_consumer(self._settings)
         try:
             partitions = None
             while not partitions and not self._stop.is_set():

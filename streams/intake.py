@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import ConsumerRebalanceListener, TopicPartition
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 from kafka.structs import OffsetAndMetadata
 
@@ -24,13 +24,14 @@ from schemas.case import Case, OutcomeKind, Source, Split, coordinates_id, encod
 from schemas.commands import Pause
 from schemas.errors import RecordError, SettingsError
 from schemas.faults import crash_point
-from schemas.kafka import client_options
 from schemas.settings import Settings
 from schemas.topics import COMMANDS, OUTCOMES, PROMPTS
+from streams.clients import client_name, make_consumer, make_producer
 from streams.follow import Follower
 from streams.records import Record, read_record
 from streams.stage import now_ms
 from streams.topics import cluster_id
+from streams.watchdog import Membership, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -117,27 +118,21 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
     paused = threading.Event()
     follower = Follower(settings, COMMANDS, lambda key, value: _apply_pause(value, paused)).start()
     follower.wait_ready()
-    producer = KafkaProducer(
-        **client_options(settings),
-        acks="all",
-        linger_ms=5,
-        max_request_size=settings.kafka.max_message_bytes + 100_000,
-        client_id="goldstream-intake",
-    )
-    consumer = KafkaConsumer(
-        **client_options(settings),
-        group_id=settings.topic("intake"),
-        client_id="goldstream-intake",
-        enable_auto_commit=False,
-        isolation_level="read_committed",
-        auto_offset_reset="none",  # positions are always set by us, see _start_positions
+    producer = make_producer(settings, "intake")
+    consumer = make_consumer(
+        settings,
+        "intake",
+        auto_offset_reset="none",  # positions are always set by us, see _Positions
         max_poll_records=settings.intake.poll_records,
+        max_poll_interval_ms=600_000,
     )
+    watchdog = Watchdog(settings, [Membership(settings.topic("intake"), client_name("intake"), topics)]).start()
     try:
         positions = _Positions(consumer, settings)
         consumer.subscribe(topics, listener=positions)
         announced = False
         while not stop.is_set():
+            watchdog.check()
             # 1.
             records = consumer.poll(timeout_ms=200)
             if positions.settle() and not announced:
@@ -158,6 +153,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
             except KafkaError as error:
                 log.warning("intake: positions not committed (%s); these records may be read again", error)
     finally:
+        watchdog.stop()
         consumer.close()
         producer.close(timeout=5)
         follower.stop()

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from schemas.commands import PAUSABLE, Pause
 from schemas.errors import BrokerError, SettingsError
-from schemas.kafka import client_options
 from schemas.settings import Settings
 from schemas.topics import COMMANDS, OUTCOMES, STAGE_INPUT, retry_topic
+from streams.clients import make_consumer, make_producer
 from streams.stage import now_ms
 from streams.topics import connect_admin
 
@@ -48,7 +48,7 @@ class LagReader:
 
     def __enter__(self) -> LagReader:
         self._admin = connect_admin(self._settings)
-        self._consumer = KafkaConsumer(**client_options(self._settings), group_id=None, enable_auto_commit=False)
+        self._consumer = make_consumer(self._settings)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -95,7 +95,7 @@ def set_paused(settings: Settings, stage: str, paused: bool) -> None:
     """Tells every process whether `stage` takes new work; returns once the broker has the command."""
     if stage not in PAUSABLE:
         raise SettingsError(f"{stage!r} cannot be paused; expected one of {', '.join(PAUSABLE)}.")
-    producer = KafkaProducer(**client_options(settings), acks="all")
+    producer = make_producer(settings, "commands")
     try:
         record = msgspec.json.encode(Pause(stage, paused, now_ms()))
         producer.send(settings.topic(COMMANDS), key=stage.encode(), value=record).get(timeout=20)

@@ -12,18 +12,19 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer
+from kafka import ConsumerRebalanceListener
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.errors import RecordError
 from schemas.faults import crash_point
-from schemas.kafka import client_options
 from schemas.settings import Settings
 from schemas.topics import OUTCOMES, STAGE_INPUT, retry_topic
+from streams.clients import client_name, make_consumer, make_producer
 from streams.stage import Hop, now_ms
 from streams.topics import cluster_id
+from streams.watchdog import Membership, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -52,24 +53,22 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
     3. commit behind it, in offset order per partition
     """
     cluster = cluster_id(settings)
-    producer = KafkaProducer(
-        **client_options(settings), acks="all", max_request_size=settings.kafka.max_message_bytes + 100_000
-    )
-    consumer = KafkaConsumer(
-        **client_options(settings),
-        group_id=settings.topic("retries"),
-        client_id="goldstream-retries",
-        enable_auto_commit=False,
+    topics = [settings.topic(retry_topic(s)) for s in settings.worker.retry_delays_s]
+    producer = make_producer(settings, "retries")
+    consumer = make_consumer(
+        settings,
+        "retries",
         auto_offset_reset="earliest",
         max_poll_records=_BUFFER_RECORDS,
+        max_poll_interval_ms=600_000,
     )
+    watchdog = Watchdog(settings, [Membership(settings.topic("retries"), client_name("retries"), topics)]).start()
     waiting: dict[Any, deque[tuple[int, int, Hop]]] = {}
     try:
-        consumer.subscribe(
-            [settings.topic(retry_topic(s)) for s in settings.worker.retry_delays_s], listener=_Forget(waiting)
-        )
+        consumer.subscribe(topics, listener=_Forget(waiting))
         announced = False
         while not stop.is_set():
+            watchdog.check()
             # 1.
             for tp, records in consumer.poll(timeout_ms=200).items():
                 queue = waiting.setdefault(tp, deque())
@@ -87,6 +86,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
             for tp, queue in list(waiting.items()):
                 _return_due(consumer, producer, settings, tp, queue)
     finally:
+        watchdog.stop()
         consumer.close()
         producer.close(timeout=5)
 

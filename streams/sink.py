@@ -16,7 +16,6 @@ from typing import Any
 
 from kafka import (
     ConsumerRebalanceListener,
-    KafkaConsumer,
     OffsetAndMetadata,
     TopicPartition,
 )
@@ -24,13 +23,14 @@ from kafka import errors as kafka_errors
 
 from schemas.errors import BrokerError, GoldError
 from schemas.faults import crash_point
-from schemas.kafka import client_options
 from schemas.settings import Settings
 from schemas.settings import Sink as SinkSettings
 from schemas.topics import OUTCOMES
+from streams.clients import client_name, make_consumer
 from streams.landing import LandingChain
 from streams.partition_writer import PartitionWriter, Record
 from streams.topics import cluster_id
+from streams.watchdog import Membership, Watchdog
 
 log = logging.getLogger("goldstream.sink")
 
@@ -68,8 +68,13 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
             self._consumer.seek(partition, 0)  # any position, so that the client does not ask for the committed one
         self._changes.append(("assigned", partitions))
 
-    def run(self, stop: threading.Event, ready: Callable[[], object] | None = None) -> None:
-        """Consumes until `stop` is set, then writes what it holds.
+    def run(
+        self,
+        stop: threading.Event,
+        ready: Callable[[], object] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Consumes until `stop` is set, then writes what it holds. `check` is called every turn and may raise.
 
         1. Drop the writers of revoked partitions, open those of new ones at the tip of their chain.
         2. Poll; a broker that does not answer is waited for.
@@ -82,6 +87,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
         """
         self._consumer.subscribe([self._topic], listener=self)
         while not stop.is_set():
+            check()
             # 1. Partitions gone and new
             self._follow_changes()
             self._open_partitions()
@@ -219,30 +225,22 @@ def run_sink(settings: Settings, *, stop: threading.Event, ready: Callable[[], o
     """
     topic = settings.topic(OUTCOMES)
     cluster = cluster_id(settings)
-    options = client_options(settings)
-    try:
-        consumer = KafkaConsumer(
-            **options,
-            group_id=settings.topic("sink"),
-            client_id="goldstream-sink",
-            enable_auto_commit=False,
-            # Positions come from the chain. An offset the log no longer holds must halt the sink, not be skipped.
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            allow_auto_create_topics=False,
-            metadata_max_age_ms=30_000,  # notices the topic soon after it is made
-            max_partition_fetch_bytes=4 << 20,
-            max_poll_interval_ms=600_000,  # opening a long chain rebuilds its index
-            session_timeout_ms=10_000,  # a killed sink is replaced soon; a slow one is fenced by the chain
-            heartbeat_interval_ms=3_000,
-        )
-    except kafka_errors.KafkaError as error:
-        servers = ", ".join(options["bootstrap_servers"])
-        raise BrokerError(f"no Kafka answers at {servers} ({error!r}). Start it, or correct the address.") from error
+    consumer = make_consumer(
+        settings,
+        "sink",
+        # Positions come from the chain. An offset the log no longer holds must halt the sink, not be skipped.
+        auto_offset_reset="none",
+        max_partition_fetch_bytes=4 << 20,
+        max_poll_interval_ms=600_000,  # opening a long chain rebuilds its index
+        session_timeout_ms=10_000,  # a killed sink is replaced soon; a slow one is fenced by the chain
+        heartbeat_interval_ms=3_000,
+    )
+    watchdog = Watchdog(settings, [Membership(settings.topic("sink"), client_name("sink"), [topic])]).start()
     try:
         sink = Sink(consumer, settings.gold, topic=topic, cluster=cluster, settings=settings.sink)
-        sink.run(stop, ready)
+        sink.run(stop, ready, watchdog.check)
     finally:
+        watchdog.stop()
         consumer.close(autocommit=False, timeout_ms=_CLIENT_WAIT_MS)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
 from schemas.case import Case, decode_case
 from schemas.errors import RecordError
-from schemas.kafka import client_options
 from schemas.settings import Settings
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, PROMPTS, REFINE, retry_topic
+from streams.clients import make_consumer
 from streams.gold import story as gold_story
 
 
@@ -87,7 +87,7 @@ def _indented(text: Any) -> list[str]:
 
 def _last_on_topic(settings: Settings, topic: str, case_id: str) -> Case | None:
     """Reads a whole topic for one key; meant for a person's question, not for a hot path."""
-    consumer = KafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False)
+    consumer = make_consumer(settings)
     last = None
     try:
         tps = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]

@@ -6,6 +6,7 @@ Each child is one `goldstream COMMAND` with the same settings; its output goes t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -161,6 +162,13 @@ class Supervisor:
                 child.process.kill()
                 child.process.wait(10)
             child.process = None
+
+
+def end_with_parent() -> None:
+    """Makes a supervised process end when its supervisor is killed: nobody would restart or stop it any more."""
+    if "GOLDSTREAM_PROCESS" in os.environ and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def announce_ready(settings: Settings) -> None:

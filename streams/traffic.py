@@ -12,13 +12,11 @@ import random
 import time
 from typing import Any
 
-from kafka import KafkaProducer
-
 from agents.scribe.scripted import write_draft
 from agents.scribe.transcripts import make_transcript
 from schemas.case import Split
-from schemas.kafka import client_options
 from schemas.settings import Settings
+from streams.clients import make_producer
 from streams.intake import split_of
 
 TOPIC = "prod.scribe.chat"
@@ -27,7 +25,7 @@ TOPIC = "prod.scribe.chat"
 def send_traffic(settings: Settings, count: int, split: Split, seed: int) -> str:
     """Logs `count` calls whose conversations fall into `split`; returns a line that says so."""
     rng = random.Random(seed)
-    producer = KafkaProducer(**client_options(settings), acks="all", linger_ms=5)
+    producer = make_producer(settings, "product")
     waiting: list[Any] = []
     number = 0
     try:

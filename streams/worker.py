@@ -26,10 +26,12 @@ from schemas.commands import Pause
 from schemas.kafka import bootstrap_servers, sasl_password
 from schemas.settings import Role, Settings
 from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
+from streams.clients import METADATA_MAX_AGE_MS, client_name
 from streams.follow import Follower
 from streams.serving import Serving
 from streams.stage import Stage
 from streams.topics import cluster_id
+from streams.watchdog import Membership, Watchdog
 
 log = logging.getLogger(__name__)
 get_logger("aiokafka").setLevel(logging.WARNING)
@@ -91,6 +93,10 @@ async def run_worker(
     # 3.
     cluster = await asyncio.to_thread(cluster_id, settings)
     apps: list[Any] = []
+    watchdog = Watchdog(
+        settings,
+        [Membership(group_id(settings, r), client_name(r), [settings.topic(STAGE_INPUT[r])]) for r in roles],
+    )
     try:
         for role in roles:
             app, stage = _build(role, settings, models, cluster)
@@ -100,14 +106,21 @@ async def run_worker(
         for app in apps:
             await app.start()
         log.info("working on %s", ", ".join(roles))
+        watchdog.start()
         ready()
-        await _first(stop.wait(), *(stage.failed() for stage in stages.values()), *(_crashed(app) for app in apps))
+        await _first(
+            stop.wait(),
+            _ailing(watchdog),
+            *(stage.failed() for stage in stages.values()),
+            *(_crashed(app) for app in apps),
+        )
     finally:
         # 4.
         for stage in stages.values():
             await stage.stop()
         for app in apps:
             await app.stop()
+        await asyncio.to_thread(watchdog.stop)
         for follower in followers:
             await asyncio.to_thread(follower.stop)
         await models.close()
@@ -132,6 +145,8 @@ def _build(role: Role, settings: Settings, models: Models, cluster: str) -> tupl
         consumer_auto_offset_reset="earliest",
         producer_max_request_size=settings.kafka.max_message_bytes + 100_000,
         producer_linger=0.002,
+        broker_client_id=client_name(role),
+        consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
     )
 
     async def produce(topic: str, key: bytes, value: bytes) -> None:
@@ -189,6 +204,13 @@ async def _crashed(app: Any) -> None:
     """Raises the error that crashed a Faust app; returns never otherwise."""
     await app._crashed.wait()
     raise app._crash_reason or RuntimeError("the Faust app stopped without a reason")
+
+
+async def _ailing(watchdog: Watchdog) -> None:
+    """Raises once the watchdog finds that this process holds nothing although its group is stable."""
+    while True:
+        watchdog.check()
+        await asyncio.sleep(1)
 
 
 async def _first(*waits: Awaitable[Any]) -> None:

@@ -172,7 +172,7 @@ def test_pair_b_thinks_the_strategy_at_its_weight_then_answers(tokenizer: Any) -
     data = examples_of(tokenizer, [a_case("1", "red", "stop", strategy=STRATEGY)], weight=0.25)
     a, b = data.examples
     assert (a.branch, b.branch, data.cases) == ("A", "B", 1)
-    thought = "<think>\nmistake: listed a denied symptom\nguardrail: leave out what the patient denies\n</think>\n\n"
+    thought = "<think>\nMistake: listed a denied symptom\nGuardrail: leave out what the patient denies\n</think>\n\n"
     assert (
         tokenizer.decode(b.input_ids)
         == f"<|im_start|>user\nred<|im_end|>\n<|im_start|>assistant\n{thought}stop<|im_end|>"

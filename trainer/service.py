@@ -165,6 +165,8 @@ class _TaskTrainer:
         self.cache: AnswerCache = {}
         self.cache_base = ""  # the base the cached answers came from
         self.seen: Watermark | None = None  # watermark the trigger was last computed for
+        self.came: Watermark | None = None  # newest watermark, and when it was first seen
+        self.came_at = 0.0
         self.failed_at: Watermark | None = None
         self.retry_s, self.retry_at = FIRST_RETRY_S, 0.0
         self.status = TrainerStatus(task=task, state="idle", needed=settings.task(task).trainer.min_corrected_rows)
@@ -197,6 +199,10 @@ class _TaskTrainer:
             self._finish_interrupted()
         watermark = current_watermark(self.settings.gold)
         if watermark in (self.seen, self.failed_at):
+            return
+        if watermark != self.came:
+            self.came, self.came_at = watermark, time.monotonic()
+        if time.monotonic() - self.came_at < self.settings.task(self.task).trainer.quiet_s:
             return
         self.seen = watermark
         adapters = list_adapters(self.settings.adapters, self.task)

@@ -1,0 +1,60 @@
+"""kafka-python's clients as all of our processes make them: the same addresses, security and safety settings."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError
+
+from schemas.errors import BrokerError
+from schemas.kafka import bootstrap_servers, client_options
+from schemas.settings import Settings
+
+# A consumer that joined its group before a topic's metadata arrived holds no partition of it until the next refresh.
+METADATA_MAX_AGE_MS = 5_000
+
+
+def make_consumer(settings: Settings, group: str | None = None, **options: Any) -> Any:
+    """Returns a consumer that never commits by itself and never makes topics; `group` is a short name.
+
+    Raises BrokerError where no Kafka answers.
+    """
+    defaults = {
+        "client_id": client_name(group or "reader"),
+        "group_id": settings.topic(group) if group else None,
+        "enable_auto_commit": False,
+        "isolation_level": "read_committed",
+        "allow_auto_create_topics": False,
+        "metadata_max_age_ms": METADATA_MAX_AGE_MS,
+    }
+    return _connected(KafkaConsumer, settings, defaults | options)
+
+
+def make_producer(settings: Settings, name: str, **options: Any) -> Any:
+    """Returns a producer whose sends all in-sync replicas confirm. Raises BrokerError where no Kafka answers."""
+    defaults = {
+        "client_id": client_name(name),
+        "acks": "all",
+        "linger_ms": 5,
+        "max_request_size": settings.kafka.max_message_bytes + 100_000,
+        "metadata_max_age_ms": METADATA_MAX_AGE_MS,
+    }
+    return _connected(KafkaProducer, settings, defaults | options)
+
+
+def client_name(name: str) -> str:
+    """Returns a client id that tells this process apart in the members of a group."""
+    return f"goldstream-{name}-{os.uname().nodename}-{os.getpid()}"
+
+
+def _connected(make: Any, settings: Settings, options: dict[str, Any]) -> Any:
+    try:
+        return make(**client_options(settings), **options)
+    except KafkaError as error:
+        servers = ",".join(bootstrap_servers(settings))
+        raise BrokerError(
+            f"no Kafka answers at {servers} ({type(error).__name__}). Start it, or correct the address; "
+            "`goldstream doctor` tells what is there."
+        ) from error
