@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
-from schemas.errors import BrokerError
-from schemas.kafka import bootstrap_servers, client_options
+from schemas.kafka import client_options, unreachable
 from schemas.settings import Settings
 
 # A consumer that joined its group before a topic's metadata arrived holds no partition of it until the next refresh.
 METADATA_MAX_AGE_MS = 5_000
+BOOTSTRAP_TIMEOUT_MS = 8_000
 
 
 def make_consumer(settings: Settings, group: str | None = None, **options: Any) -> Any:
@@ -30,6 +32,18 @@ def make_consumer(settings: Settings, group: str | None = None, **options: Any) 
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,
     }
     return _connected(KafkaConsumer, settings, defaults | options)
+
+
+def subscribe(consumer: Any, topics: Sequence[str], listener: Any, wait_s: float = 5.0) -> None:
+    """Subscribes once the client knows the topics' partitions, or after `wait_s` where a topic does not exist yet.
+
+    A member that leads its group before the metadata has come assigns nobody anything, and has been seen to be
+    thrown out of the group over it and never to come back.
+    """
+    deadline = time.monotonic() + wait_s
+    while any(not consumer.partitions_for_topic(topic) for topic in topics) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    consumer.subscribe(list(topics), listener=listener)
 
 
 def make_producer(settings: Settings, name: str, **options: Any) -> Any:
@@ -51,10 +65,6 @@ def client_name(name: str) -> str:
 
 def _connected(make: Any, settings: Settings, options: dict[str, Any]) -> Any:
     try:
-        return make(**client_options(settings), **options)
+        return make(**client_options(settings), bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS, **options)
     except KafkaError as error:
-        servers = ",".join(bootstrap_servers(settings))
-        raise BrokerError(
-            f"no Kafka answers at {servers} ({type(error).__name__}). Start it, or correct the address; "
-            "`goldstream doctor` tells what is there."
-        ) from error
+        raise unreachable(settings, error) from error

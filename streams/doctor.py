@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -105,14 +106,24 @@ def _tasks(settings: Settings) -> Iterator[Finding]:
         if task.rubric.verifier:
             yield _try(f"task {name}: verifier", partial(_verifier, task.rubric.verifier))
         for role in ROLES:
-            model = task.model(role)
+            model, check = task.model(role), f"task {name}: {role}"
             if model.model.startswith("local/"):
                 folder = Path(settings.local[model.model.removeprefix("local/")].path)
-                there = (folder / "config.json").exists()
-                remedy = "" if there else "put the model's folder there, or correct local.NAME.path"
+                yield _model_folder(check, folder, f"{model.model} at {folder}")
+            elif model.api_key_env:
+                known = bool(os.environ.get(model.api_key_env))
+                found = f"{model.model}, key in {model.api_key_env}"
                 yield Finding(
-                    f"task {name}: {role}", "ok" if there else "missing", f"{model.model} at {folder}", remedy
+                    check, "ok" if known else "missing", found, "" if known else f"export {model.api_key_env}"
                 )
+        if task.trainer.base:
+            yield _model_folder(f"task {name}: trainer", Path(task.trainer.base), f"base at {task.trainer.base}")
+
+
+def _model_folder(check: str, folder: Path, found: str) -> Finding:
+    if (folder / "config.json").exists():
+        return Finding(check, "ok", found)
+    return Finding(check, "missing", found, "put the model's folder there, or correct the path in the settings")
 
 
 def _verifier(name: str) -> str:

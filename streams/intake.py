@@ -26,7 +26,7 @@ from schemas.errors import RecordError, SettingsError
 from schemas.faults import crash_point
 from schemas.settings import Settings
 from schemas.topics import COMMANDS, OUTCOMES, PROMPTS
-from streams.clients import client_name, make_consumer, make_producer
+from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.follow import Follower
 from streams.records import Record, read_record
 from streams.stage import now_ms
@@ -124,12 +124,14 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
         "intake",
         auto_offset_reset="none",  # positions are always set by us, see _Positions
         max_poll_records=settings.intake.poll_records,
+        session_timeout_ms=10_000,  # a killed one is replaced soon; the client's own 45 s would be an outage
+        heartbeat_interval_ms=3_000,
         max_poll_interval_ms=600_000,
     )
     watchdog = Watchdog(settings, [Membership(settings.topic("intake"), client_name("intake"), topics)]).start()
     try:
         positions = _Positions(consumer, settings)
-        consumer.subscribe(topics, listener=positions)
+        subscribe(consumer, topics, positions)
         announced = False
         while not stop.is_set():
             watchdog.check()

@@ -21,7 +21,7 @@ from schemas.errors import RecordError
 from schemas.faults import crash_point
 from schemas.settings import Settings
 from schemas.topics import OUTCOMES, STAGE_INPUT, retry_topic
-from streams.clients import client_name, make_consumer, make_producer
+from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.stage import Hop, now_ms
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog
@@ -60,12 +60,14 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
         "retries",
         auto_offset_reset="earliest",
         max_poll_records=_BUFFER_RECORDS,
+        session_timeout_ms=10_000,  # a killed one is replaced soon; the client's own 45 s would be an outage
+        heartbeat_interval_ms=3_000,
         max_poll_interval_ms=600_000,
     )
     watchdog = Watchdog(settings, [Membership(settings.topic("retries"), client_name("retries"), topics)]).start()
     waiting: dict[Any, deque[tuple[int, int, Hop]]] = {}
     try:
-        consumer.subscribe(topics, listener=_Forget(waiting))
+        subscribe(consumer, topics, _Forget(waiting))
         announced = False
         while not stop.is_set():
             watchdog.check()

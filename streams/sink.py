@@ -26,7 +26,7 @@ from schemas.faults import crash_point
 from schemas.settings import Settings
 from schemas.settings import Sink as SinkSettings
 from schemas.topics import OUTCOMES
-from streams.clients import client_name, make_consumer
+from streams.clients import client_name, make_consumer, subscribe
 from streams.landing import LandingChain
 from streams.partition_writer import PartitionWriter, Record
 from streams.topics import cluster_id
@@ -85,7 +85,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
         Raises Fenced where another sink took over, ChainBroken or GoldError where the chain and the topic
         do not fit together.
         """
-        self._consumer.subscribe([self._topic], listener=self)
+        subscribe(self._consumer, [self._topic], self)
         while not stop.is_set():
             check()
             # 1. Partitions gone and new

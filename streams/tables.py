@@ -22,14 +22,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_jso
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(header_style="bold")
     for number, name in enumerate(columns):
         numeric = any(_is_number(row[number]) for row in rows)
         table.add_column(Text(cell_text(name)), justify="right" if numeric else "left")
     for row in rows:
         # Text, not str: model output must not be read as markup.
         table.add_row(*(Text(cell_text(value)) for value in row))
-    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    if title:
+        console.print(Text(f"\n{title}"))
+    console.print(table)
 
 
 def print_stats(found: dict[str, Any]) -> None:
