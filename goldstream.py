@@ -138,9 +138,16 @@ def topics() -> None:
 @with_settings
 def topics_plan(settings: Settings, as_json: bool) -> None:
     """Show every topic with partitions, replication and retention, and whether it exists."""
-    from streams.topics import topic_states
+    from schemas.errors import BrokerError
+    from schemas.topics import topic_plan
+    from streams.topics import TopicState, topic_states
 
-    _print_topics(topic_states(settings), as_json)
+    try:
+        states = topic_states(settings)
+    except BrokerError as error:  # the plan itself needs no broker
+        click.echo(f"{error}", err=True)
+        states = [TopicState(plan, False, 0, "unknown") for plan in topic_plan(settings)]
+    _print_topics(states, as_json)
 
 
 @topics.command("create")

@@ -2,12 +2,18 @@
 
 Every topic of ours carries this shape as JSON, keyed by case_id. Intake makes it, each
 stage returns a longer copy, the sink turns it into a row (schemas.outcomes).
+
+A later schema_version only adds fields, each with a default, at any level. An older reader passes what it does
+not know on as it came; a value no type here allows, such as a new kind of outcome, is undecodable to it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from functools import cache
+from itertools import zip_longest
 from typing import Any, Literal
 
 import msgspec
@@ -193,26 +199,44 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, outcome=outcome)
 
 
+class _NewerCase(Case, frozen=True, kw_only=True, omit_defaults=True):
+    """A case of a schema_version above ours, with the message it was read from.
+
+    To everyone it is a Case. Copies made with msgspec.structs.replace keep `original`, so `encode_case` can put
+    back what our types do not know.
+    """
+
+    original: bytes
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Case)
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_array = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def encode_case(case: Case) -> bytes:
-    """Returns the case as the JSON bytes that travel on our topics."""
+    """Returns the case as the JSON bytes that travel on our topics, with what a newer writer had added."""
+    if isinstance(case, _NewerCase):
+        return _encoder.encode(_completed(case, case.original))
     return _encoder.encode(case)
 
 
 def decode_case(value: bytes | None) -> Case:
-    """Reads a case from a message of one of our own topics.
+    """Reads a case from a message of one of our own topics; of a newer writer too.
 
     Raises RecordError("undecodable_case") for anything else.
     """
     if not value:
         raise RecordError("undecodable_case", "the message has no value; only cases belong on this topic")
     try:
-        return _decoder.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        case = _decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError("undecodable_case", str(error)) from error
+    if case.schema_version <= SCHEMA_VERSION:
+        return case
+    known = {name: getattr(case, name) for name in case.__struct_fields__}
+    return _NewerCase(**known, original=bytes(value))
 
 
 def coordinates_id(source: Source) -> str:
@@ -229,3 +253,52 @@ def producer_id(raw: str) -> str:
     if _PLAIN_ID.fullmatch(raw) and ".." not in raw:
         return raw
     return "id-" + hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _completed(struct: msgspec.Struct, original: bytes | msgspec.Raw) -> dict[str, Any]:
+    """Returns a struct as an object to encode: its fields, and those of `original` that its type does not know.
+
+    A field the newer writer wrote is written even where it is our default: its own default may be another.
+    """
+    completed: dict[str, Any] = dict(_object.decode(original))
+    for name, default in _defaults(Case if isinstance(struct, Case) else type(struct)):
+        value = getattr(struct, name)
+        if name in completed or value != default:
+            completed[name] = _with_unknown(value, completed.get(name))
+    return completed
+
+
+def _with_unknown(value: Any, original: msgspec.Raw | None) -> Any:
+    """Returns a field's value to encode; what is unknown inside it comes along where it still belongs to it."""
+    if isinstance(value, tuple):  # of structs, which are only ever added at its end
+        return [_with_unknown(item, before) for item, before in _paired(value, original)]
+    if isinstance(value, msgspec.Struct) and original is not None and _continues(value, original):
+        return _completed(value, original)
+    return value
+
+
+def _paired(items: tuple[Any, ...], original: msgspec.Raw | None) -> Iterator[tuple[Any, msgspec.Raw | None]]:
+    before = _array.decode(original)[: len(items)] if original is not None else []
+    return zip_longest(items, before)
+
+
+def _continues(value: msgspec.Struct, original: msgspec.Raw) -> bool:
+    """Whether `original` says of the same thing what was known earlier; what replaced another inherits nothing."""
+    if bytes(original) == b"null":
+        return False
+    if isinstance(value, Spend):
+        return True  # grows from hop to hop
+    before = _decoder_of(type(value)).decode(original)
+    if isinstance(value, Attempt) and isinstance(before, Attempt):
+        return (value.round, value.source, value.text) == (before.round, before.source, before.text)  # judged since
+    return before == value
+
+
+@cache
+def _decoder_of(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct]:
+    return msgspec.json.Decoder(kind)
+
+
+@cache
+def _defaults(kind: type[msgspec.Struct]) -> list[tuple[str, Any]]:
+    return [(field.name, field.default) for field in msgspec.structs.fields(kind)]

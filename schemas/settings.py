@@ -23,10 +23,13 @@ from schemas.errors import SettingsError
 Role = Literal["student", "judge", "refiner", "strategist"]
 ROLES: tuple[Role, ...] = ("student", "judge", "refiner", "strategist")
 TASK_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"  # becomes a folder name: no dots, no slashes
+_SECRET_KEY = re.compile(r"(?i)(^|[_-])(api[_-]?key|secret|password|authorization|(access|auth|bearer)[_-]token)$")
 
 Positive = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+# The name of a variable that holds a secret. A secret put here by mistake is refused, and not repeated in the error.
+VariableName = Annotated[str, Meta(pattern=r"^([A-Z_][A-Z0-9_]{0,63})?$")]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,8 +48,8 @@ class Kafka(_Section, frozen=True):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     sasl_username: str = ""
-    sasl_password_env: str = "GOLDSTREAM_SASL_PASSWORD"  # name of the variable, never the secret
-    ssl_cafile: str = ""
+    sasl_password_env: VariableName = "GOLDSTREAM_SASL_PASSWORD"  # name of the variable, never the secret
+    ssl_cafile: str = ""  # PEM file of the authority that signed the brokers' certificates; "": the system's
 
 
 class Intake(_Section, frozen=True):
@@ -65,6 +68,8 @@ class Worker(_Section, frozen=True):
     cases_in_flight: Positive = 64
     event_deadline_s: Annotated[float, Meta(gt=0, lt=60)] = 45.0  # all calls of one event; under the rebalance timeout
     retry_delays_s: tuple[Positive, ...] = (10, 60, 600)  # one gs.retry.<delay>s topic each, tried in order
+    breaker_failures: Positive = 5  # cases in a row that must fail before a model counts as down and its cases wait
+    breaker_longest_s: Seconds = 60.0  # a model that is down is asked at least this often whether it is back
     stages: tuple[Role, ...] = ROLES
 
 
@@ -72,7 +77,7 @@ class Sink(_Section, frozen=True):
     """When outcomes become a Parquet file."""
 
     rows_per_file: Positive = 5000
-    seconds_per_file: Seconds = 5.0
+    seconds_per_file: Seconds = 60.0  # every file costs each reader a millisecond, until compaction
 
 
 class Model(_Section, frozen=True):
@@ -80,7 +85,7 @@ class Model(_Section, frozen=True):
 
     model: str = ""  # local/NAME, scripted/NAME, hosted_vllm/NAME, or any LiteLLM model string
     api_base: str = ""
-    api_key_env: str = ""  # name of the variable that holds the key
+    api_key_env: VariableName = ""  # name of the variable that holds the key
     temperature: Annotated[float, Meta(ge=0)] = 0.0
     max_tokens: Positive = 1024
     timeout_s: Seconds = 30.0  # hard deadline of one call
@@ -298,6 +303,11 @@ def _readable(error: str) -> str:
 
 def _check(settings: Settings, path: Path) -> None:
     """Checks what the types cannot say."""
+    if re.search(r"[@/?]", settings.kafka.bootstrap_servers):  # its text is in errors and process lists
+        raise SettingsError(
+            f"{path}: kafka.bootstrap_servers: expected HOST:PORT,... and nothing else. A user name goes to "
+            "kafka.sasl_username, its password into the variable that kafka.sasl_password_env names."
+        )
     for name, task in settings.tasks.items():
         if not re.fullmatch(TASK_NAME, name):
             raise SettingsError(
@@ -325,9 +335,32 @@ def _check(settings: Settings, path: Path) -> None:
         if not task.rubric.verifier and not task.judge.model:
             raise SettingsError(f"{path}: tasks.{name} has no judge: set rubric.verifier or judge.model.")
         for role in ROLES:
+            _check_secrets(task.model(role), f"{path}: tasks.{name}.{role}")
             model = task.model(role).model
             if not model and role != "judge":
                 raise SettingsError(f"{path}: tasks.{name}.{role}.model is missing; set a LiteLLM model string.")
             if model.startswith("local/") and model.removeprefix("local/") not in settings.local:
                 table = model.replace("/", ".")
                 raise SettingsError(f"{path}: tasks.{name}.{role}.model is {model!r}, but there is no [{table}].")
+
+
+def _check_secrets(model: Model, where: str) -> None:
+    """Refuses secrets in a model's URL or options, without repeating them."""
+    if "@" in model.api_base or "?" in model.api_base or "#" in model.api_base:
+        raise SettingsError(
+            f"{where}.api_base holds a user name, password or query. Secrets are never allowed in URLs: write the "
+            "plain address, and name the variable that holds the key in api_key_env."
+        )
+    secret = next((key for key in _keys(model.extra) if _SECRET_KEY.search(key)), None)
+    if secret is not None:
+        raise SettingsError(
+            f"{where}.extra.{secret} would be a secret in the settings. Put it into a variable and name that in "
+            "api_key_env."
+        )
+
+
+def _keys(table: Mapping[str, Any]) -> Iterable[str]:
+    for key, value in table.items():
+        yield key
+        if isinstance(value, Mapping):
+            yield from _keys(value)

@@ -245,15 +245,15 @@ class _Positions(ConsumerRebalanceListener):  # type: ignore[misc]
     """Where each partition is read from, and how far it is committed.
 
     A partition without a committed position gets the one the settings ask for, committed at once: else a crash
-    before the first record would move "latest" further on, past records. The commit's metadata keeps when
-    reading began, for partitions that are added to the topic later.
+    before the first record would move "latest" further on, past records. The commit's metadata keeps when and where
+    reading began: for partitions that are added to the topic later, and for the audit.
     Rebalance callbacks come on the client's own thread and must not block it: they take notes, `settle` acts.
     """
 
     def __init__(self, consumer: Any, settings: Settings) -> None:
         self._consumer = consumer
         self._start_at = settings.intake.start_at
-        self._began: dict[str, str] = {}  # topic -> time in ms at which reading began
+        self._began: dict[Any, str] = {}  # partition -> its note, see `began`
         self._new: deque[Any] = deque()
 
     @property
@@ -291,42 +291,58 @@ class _Positions(ConsumerRebalanceListener):  # type: ignore[misc]
     def commit(self, offsets: dict[Any, int]) -> None:
         """Commits positions; raises KafkaError."""
         self._consumer.commit(
-            {tp: OffsetAndMetadata(offset, self._began.get(tp.topic, ""), -1) for tp, offset in offsets.items()}
+            {tp: OffsetAndMetadata(offset, self._began.get(tp, ""), -1) for tp, offset in offsets.items()}
         )
 
     def _position(self, tp: Any) -> int:
         committed = self._consumer.committed(tp, metadata=True)
         if committed is not None:
-            self._began[tp.topic] = committed.metadata
+            self._began[tp] = committed.metadata
             return int(committed.offset)
-        offset = self._first(tp)
+        offset, began_ms = self._first(tp)
+        self._began[tp] = f"{began_ms}@{offset}"
         self.commit({tp: offset})
         log.info("intake starts %s[%d] at offset %d", tp.topic, tp.partition, offset)
         return offset
 
-    def _first(self, tp: Any) -> int:
-        """Returns a first offset: by the settings, or since reading began where the topic is already being read."""
+    def _first(self, tp: Any) -> tuple[int, int]:
+        """Returns (first offset, time in ms at which reading of the topic began).
+
+        The offset is the one the settings ask for; where they say "latest" and the topic is already being read,
+        the partition was added since and is read from that time on.
+        """
+        now = now_ms()
         if self._start_at == "earliest":
-            return int(self._consumer.beginning_offsets([tp])[tp])
+            return int(self._consumer.beginning_offsets([tp])[tp]), now
         if self._start_at == "latest":
-            end = int(self._consumer.end_offsets([tp])[tp])
-            began = self._began.get(tp.topic) or self._began_elsewhere(tp)
-            if began is None:
-                self._began[tp.topic] = str(now_ms())
-                return end
-            self._began[tp.topic] = began
-            return self._since(tp, int(began or 0))
+            began_ms = self._began_elsewhere(tp)
+            if began_ms is None:
+                return int(self._consumer.end_offsets([tp])[tp]), now
+            return self._since(tp, began_ms), began_ms
         since = datetime.fromisoformat(self._start_at)
-        return self._since(tp, int((since if since.tzinfo else since.replace(tzinfo=UTC)).timestamp() * 1000))
+        since_ms = int((since if since.tzinfo else since.replace(tzinfo=UTC)).timestamp() * 1000)
+        return self._since(tp, since_ms), now
 
     def _since(self, tp: Any, since_ms: int) -> int:
         found = self._consumer.offsets_for_times({tp: since_ms}).get(tp)
         return int(found.offset if found else self._consumer.end_offsets([tp])[tp])
 
-    def _began_elsewhere(self, tp: Any) -> str | None:
+    def _began_elsewhere(self, tp: Any) -> int | None:
         for partition in self._consumer.partitions_for_topic(tp.topic) or ():
-            if partition != tp.partition:
-                committed = self._consumer.committed(TopicPartition(tp.topic, partition), metadata=True)
-                if committed is not None:
-                    return str(committed.metadata)
+            other = TopicPartition(tp.topic, partition)
+            if other == tp:
+                continue
+            committed = None if other in self._began else self._consumer.committed(other, metadata=True)
+            noted = self._began.get(other) or (committed.metadata if committed is not None else None)
+            if noted is not None:
+                return began(noted)[0]
         return None
+
+
+def began(metadata: str) -> tuple[int, int]:
+    """Reads what intake notes beside a position, "<ms>@<offset>": when reading of the topic began, and where.
+
+    Returns (0, 0), the beginning, for a note it did not write.
+    """
+    ms, _, offset = metadata.partition("@")
+    return (int(ms), int(offset)) if ms.isdigit() and offset.isdigit() else (0, 0)

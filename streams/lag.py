@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from kafka import TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import CoordinatorNotAvailableError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from schemas.commands import PAUSABLE, Pause
@@ -87,7 +87,10 @@ class LagReader:
         return total
 
     def _committed(self, group: str) -> dict[Any, int]:
-        found: dict[Any, OffsetAndMetadata] = self._admin.list_group_offsets({group: None}).get(group, {})
+        try:
+            found: dict[Any, OffsetAndMetadata] = self._admin.list_group_offsets({group: None}).get(group, {})
+        except CoordinatorNotAvailableError:
+            return {}  # a fresh cluster: no group has ever committed
         return {tp: committed.offset for tp, committed in found.items()}
 
 

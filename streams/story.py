@@ -1,6 +1,6 @@
 """Where a case is and what happened to it: `goldstream case ID`.
 
-Looks in the gold set first, then on our own topics, last hop first.
+Looks in the gold set first, then on our own topics, last hop first; a redriven case is where its new epoch is.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from typing import Any
 import msgspec
 from kafka import TopicPartition
 
-from schemas.case import Case, decode_case
+from schemas.case import Case, decode_case, encode_case
 from schemas.errors import RecordError
 from schemas.settings import Settings
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, PROMPTS, REFINE, retry_topic
 from streams.clients import make_consumer
 from streams.gold import story as gold_story
+from streams.tables import printable
+
+REDRIVABLE = ("dead", "unresolved")  # these may be on their way again at a higher epoch
 
 
 def find_case(settings: Settings, case_id: str) -> dict[str, Any] | None:
     """Returns {"where": ..., "case": {...}} of the furthest point a case has reached; None where it is unknown."""
     row = gold_story(settings.gold, case_id)
-    if row is not None:
+    if row is not None and row["outcome"] not in REDRIVABLE:
         row.pop("case_json", None)
         return {"where": "gold set", "case": row}
     retries = [retry_topic(s) for s in reversed(settings.worker.retry_delays_s)]
@@ -30,11 +33,14 @@ def find_case(settings: Settings, case_id: str) -> dict[str, Any] | None:
         case = _last_on_topic(settings, settings.topic(topic), case_id)
         if case is not None:
             found.append((case, settings.topic(topic)))
+    if row is not None and not any(case.epoch > row["epoch"] for case, _ in found):
+        row.pop("case_json", None)
+        return {"where": "gold set", "case": row}
     if not found:
         return None
     # The furthest copy is the one with most behind it; earlier topics come later in `found`.
     case, where = max(found, key=lambda f: (f[0].epoch, f[0].outcome is not None, len(f[0].attempts), f[0].spend.calls))
-    return {"where": f"topic {where}, not yet in the gold set", "case": msgspec.to_builtins(case)}
+    return {"where": f"topic {where}, not yet in the gold set", "case": msgspec.json.decode(encode_case(case))}
 
 
 def tell(found: dict[str, Any]) -> list[str]:
@@ -78,7 +84,7 @@ def tell(found: dict[str, Any]) -> list[str]:
     spend = case.get("spend") or case
     calls, tokens = spend.get("calls") or 0, (spend.get("prompt_tokens") or 0) + (spend.get("completion_tokens") or 0)
     lines += ["", f"spend: {calls} calls, {tokens} tokens, {spend.get('cost_usd') or 0:.6f} USD"]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _indented(text: Any) -> list[str]:

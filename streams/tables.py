@@ -89,6 +89,11 @@ def cell_text(value: Any) -> str:
             text = str(value)
     if len(text) > _CELL:
         text = text[: _CELL - 1] + "…"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Returns text without control characters: what a record or a model says must not steer a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

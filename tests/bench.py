@@ -31,6 +31,8 @@ from streams.tables import print_table
 from streams.topics import create_topics, ensure_source_topic
 
 CONFIG = """
+[sink]
+seconds_per_file = 1.0
 [worker]
 cases_in_flight = 128
 [intake]

@@ -188,6 +188,9 @@ class FakeConsumer:
         self.paused = False
         self.committed: list[int] = []
 
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return {0}
+
     def subscribe(self, topics: list[str], listener: Any) -> None:
         self.listener = listener
 
