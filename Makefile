@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JARS := deploy/kafka/libs/.complete
 
-.PHONY: demo test check setup kafka bench clean
+.PHONY: demo test check setup kafka bench chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -25,6 +25,10 @@ check: setup ## ruff, mypy --strict, import contracts
 
 bench: setup kafka ## CPU a case costs the pipeline, all hops; JSON=FILE writes the figures
 	@$(BIN)/python tests/bench.py $(if $(JSON),--json $(JSON))
+
+chaos: setup kafka ## Every fault while cases flow, then count; JSON=FILE CASES= SEED= ONLY=name,... KEEP=1
+	@$(BIN)/python tests/chaos/run.py $(if $(JSON),--json $(JSON)) $(if $(CASES),--cases $(CASES)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
 
 setup: $(READY) ## The virtual environment, with every version pinned
 kafka: $(JARS) ## Apache Kafka's jars, through Maven

@@ -7,13 +7,15 @@ verifier is set. The stream stage judges cases, the trainer's gate judges answer
 from __future__ import annotations
 
 import importlib
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
 
 import msgspec
 
 from agents.models import Models
-from agents.prompts import judge_messages, verdict_schema
+from agents.prompts import judge_messages, read_json, verdict_schema
 from schemas.case import Case, Message, Spend, Verdict, Violation
 from schemas.errors import BadAnswer, SettingsError
 from schemas.settings import Rubric, Settings
@@ -49,14 +51,15 @@ async def judge_answer(
         return make_verdict(rubric, violations, f"verifier:{rubric.verifier}", "programmatic"), Spend()
     if models is None:
         raise SettingsError(f"tasks.{task} is judged by a model, but no model access was given")
-    prompt = judge_messages(messages, answer, rubric)
     schema = verdict_schema(rubric)
+    prompt = judge_messages(messages, answer, rubric)
     first = await models.complete("judge", task, prompt, deadline=deadline, response_format=schema)
     try:
         violations = read_violations(first.text, rubric, answer)
         return make_verdict(rubric, violations, first.model, "model"), first.spend()
     except BadAnswer:
         # Asked once more; sampling may give a readable verdict. A second failure is the case's end.
+        prompt = judge_messages(messages, answer, rubric)
         second = await models.complete("judge", task, prompt, deadline=deadline, response_format=schema)
         violations = read_violations(second.text, rubric, answer)
         return make_verdict(rubric, violations, second.model, "model"), first.spend().plus(second.spend())
@@ -79,24 +82,36 @@ def make_verdict(rubric: Rubric, violations: Sequence[Violation], judge: str, ki
 
 
 def read_violations(text: str, rubric: Rubric, answer: str) -> list[Violation]:
-    """Reads a model judge's verdict; repairs it once where JSON stands inside other text.
+    """Reads a model judge's verdict: one JSON object and nothing around it (agents.prompts.read_json).
 
     A quote that is not really in the answer is blanked: the rule may still be broken, but not there.
-    Raises BadAnswer where nothing readable is found or a rule is named that the rubric does not have.
+    Raises BadAnswer for anything else, or where a rule is named that the rubric does not have: a doubtful verdict
+    must never read as a pass.
     """
     severities = {rule.id: rule.severity for rule in rubric.rules}
-    for candidate in (text, text[text.find("{") : text.rfind("}") + 1]):
-        try:
-            found = msgspec.json.decode(candidate.encode(), type=_ModelVerdict).violations
-        except (msgspec.DecodeError, UnicodeEncodeError):
-            continue
-        unknown = sorted({v.rule for v in found} - set(severities))
-        if unknown:
-            raise BadAnswer(f"the judge named rules the rubric does not have: {unknown}")
-        return [
-            Violation(v.rule, severities[v.rule], v.hinge if v.hinge in answer else "", v.why, v.fix) for v in found
-        ]
-    raise BadAnswer("the judge's verdict is not the JSON it was asked for")
+    found = read_json(text, _ModelVerdict).violations
+    unknown = sum(v.rule not in severities for v in found)
+    if unknown:  # its names may quote the answer, so they are not told
+        raise BadAnswer(
+            f"{unknown} of the judge's {len(found)} violations name a rule the rubric does not have; expected some "
+            f"of {', '.join(severities)}."
+        )
+    return [Violation(v.rule, severities[v.rule], find_hinge(v.hinge, answer), v.why, v.fix) for v in found]
+
+
+def find_hinge(quoted: str, answer: str) -> str:
+    """Returns the piece of `answer` that a judge quoted, exactly as it stands there; "" where it does not.
+
+    White space and Unicode composition may differ: models copy both loosely.
+    """
+    if quoted in answer:
+        return quoted.strip() and quoted
+    for form in ("NFC", "NFD"):
+        words = [re.escape(word) for word in unicodedata.normalize(form, quoted).split()]
+        match = re.search(r"\s+".join(words), answer) if words else None
+        if match:
+            return match[0]
+    return ""
 
 
 @cache
@@ -121,5 +136,5 @@ class _ModelViolation(msgspec.Struct):
     fix: str = ""
 
 
-class _ModelVerdict(msgspec.Struct):
+class _ModelVerdict(msgspec.Struct, forbid_unknown_fields=True):
     violations: list[_ModelViolation]

@@ -3,6 +3,11 @@
 The stages call `Models.complete` with a role and an absolute deadline. Two providers are ours: local/NAME is
 the in-process student (agents.local), scripted/NAME a scripted model (agents.scripted). Prompts, answers and
 keys never enter a log or an error text. LiteLLM takes seconds to import: `warm` does it ahead of the first call.
+
+Calls for a stream's case (`calling_for` is set) pass a circuit breaker per endpoint: role, model and api_base.
+While it is open no case is called; a task of ours asks one small question after each cool-down. A case under way
+waits in place while all endpoints of its role are held, at most until half its time is gone, else it leaves with
+EndpointHeld; `held` tells the stage to take no other, `outage_s` tells whose fault a failure was.
 """
 
 from __future__ import annotations
@@ -14,11 +19,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from agents.breaker import Breaker
 from agents.local import LocalEngine
 from agents.providers import OURS, call_engine, failure, load_litellm
 from schemas.adapters import adapter_folder, served_name
@@ -27,6 +34,8 @@ from schemas.chat import split_thinking, to_chat
 from schemas.errors import (
     AdapterError,
     BadAnswer,
+    EndpointHeld,
+    EndpointRefused,
     ModelError,
     ModelTimeout,
     RateLimited,
@@ -40,7 +49,11 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # backoff doubles between them
 FORGIVE_S = 30.0  # an adapter that could not be used is tried again after this long
 ADAPTERS_KEPT = 3  # per task and engine: serving, previous, canary
+PROBE_S = 10.0  # what a probe may take
+PROBE = (Message("user", "Say ok."),)
 _T = TypeVar("_T")
+
+calling_for: ContextVar[str] = ContextVar("calling_for", default="")  # the case_id; "" outside the stream stages
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +88,8 @@ class Models:
         self._loaded: dict[tuple[str, str], list[str]] = {}  # (engine, task) -> versions, oldest first
         self._last_good: dict[str, str] = {}
         self._unusable: dict[tuple[str, str], float] = {}  # (task, version) -> when it failed
+        self._endpoints: dict[_Key, _Endpoint] = {}
+        self._troubled: set[_Key] = set()  # endpoints whose breaker is open
 
     async def complete(
         self,
@@ -96,8 +111,15 @@ class Models:
         loop = asyncio.get_running_loop()
         model = self._settings.task(task).model(role)
         adapter = self._adapter(task, model) if role == "student" else ""
+        case_id = calling_for.get()
+        endpoint = self._endpoint(role, task, model) if case_id else None
+        latest = deadline - min(model.timeout_s, (deadline - loop.time()) / 2)  # to begin a call that has a chance
         tries = 0
+        failed: ModelError | None = None
         while True:
+            if endpoint is not None and endpoint.breaker.is_open and not await self._reopened(endpoint, latest):
+                held = f"{endpoint}: not called, it is held for another {endpoint.breaker.wait_s:.0f} s."
+                raise failed or EndpointHeld(held)
             left_s = deadline - loop.time()
             if left_s <= 0:
                 raise ModelTimeout(f"{role} of {task}: the deadline passed before {model.model} could be called.")
@@ -109,6 +131,8 @@ class Models:
                     )
                 if adapter:
                     self._last_good[task] = adapter
+                if endpoint is not None:
+                    self._note(endpoint, case_id, None)
                 return completion
             except AdapterError as error:
                 if not adapter:
@@ -119,13 +143,45 @@ class Models:
                 failed = error
             except TimeoutError:
                 failed = ModelTimeout(f"{role} of {task}: {model.model} gave no answer in {timeout_s:.3g} s.")
+            if endpoint is not None:
+                self._note(endpoint, case_id, failed)
             pause_s = min(FIRST_PAUSE_S * 2**tries, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
             if isinstance(failed, RateLimited) and failed.retry_after_s is not None:
                 pause_s = failed.retry_after_s
             tries += 1
             if not failed.transient or tries > model.retries or loop.time() + pause_s >= deadline:
                 raise failed
-            await asyncio.sleep(pause_s)
+            if endpoint is None or not endpoint.breaker.is_open:  # else it waits for the breaker, above
+                await asyncio.sleep(pause_s)
+
+    def held(self, role: Role) -> bool:
+        """Tells whether no case of this role should be taken: every task's endpoint is down or limits its callers.
+
+        A task that never calls a model in this role (a judge in code) can always go on.
+        """
+        if not self._troubled:
+            return False
+        tasks = self._settings.tasks.items()
+        return all(_key(role, task.model(role)) in self._troubled for _, task in tasks)
+
+    async def outage_s(self, role: Role, task: str, case_id: str, error: ModelError) -> float | None:
+        """Returns None if a failure is this case's own fault, else the seconds its endpoint stays held.
+
+        It is the case's fault only where the endpoint answers others: it has done so a moment ago, or it answers a
+        probe now. So nobody is blamed for an outage, however few cases there are, and a case that breaks a healthy
+        server ends. A 429 is a limit, unless it meets this case alone and again and again.
+        """
+        endpoint = self._endpoints.get(_key(role, self._settings.task(task).model(role)))
+        if endpoint is None or not (error.transient or isinstance(error, EndpointRefused)):
+            return None
+        breaker = endpoint.breaker
+        if isinstance(error, RateLimited):  # never probed: Retry-After holds for probes too
+            return None if breaker.limits_only(case_id) else breaker.wait_s
+        if breaker.is_open or isinstance(error, EndpointHeld):
+            return breaker.wait_s
+        if breaker.answered_lately and error.transient:  # a key may have expired since: a refusal is always checked
+            return None
+        return None if await self._probe(endpoint) else breaker.wait_s
 
     def engine(self, name: str) -> LocalEngine:
         """Returns the engine of [local.NAME]; the first call builds it, which takes seconds."""
@@ -155,7 +211,11 @@ class Models:
                 await self._engine(name)
 
     async def close(self) -> None:
-        """Stops the engines and closes LiteLLM's connections."""
+        """Stops the probes and the engines, and closes LiteLLM's connections."""
+        for endpoint in self._endpoints.values():
+            for task in (endpoint.recovering, endpoint.probing):
+                if task is not None:
+                    task.cancel()
         for engine in self._engines.values():
             await asyncio.to_thread(engine.close)
         self._engines.clear()
@@ -163,6 +223,99 @@ class Models:
             litellm = load_litellm()
             await litellm.close_litellm_async_clients()
             litellm.in_memory_llm_clients_cache.flush_cache()
+
+    def _endpoint(self, role: Role, task: str, model: Model) -> _Endpoint:
+        key = _key(role, model)
+        endpoint = self._endpoints.get(key)
+        if endpoint is None:
+            worker = self._settings.worker
+            breaker = Breaker(worker.breaker_failures, worker.breaker_longest_s)
+            endpoint = self._endpoints[key] = _Endpoint(key, task, model, breaker)
+        return endpoint
+
+    async def _reopened(self, endpoint: _Endpoint, latest: float) -> bool:
+        """Waits until an endpoint may be called again.
+
+        Returns False where that is later than `latest`, or where other tasks of the role can use the slot.
+        """
+        at = asyncio.get_running_loop().time() + endpoint.breaker.wait_s
+        if at >= latest or not self.held(endpoint.key.role):
+            return False
+        try:
+            async with asyncio.timeout_at(latest):
+                await endpoint.closed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _note(self, endpoint: _Endpoint, case_id: str, error: ModelError | None) -> None:
+        """Tells the breaker what a call came to."""
+        breaker = endpoint.breaker
+        if isinstance(error, RateLimited):
+            breaker.limited(case_id, error.retry_after_s)
+        elif error is not None and (error.transient or isinstance(error, EndpointRefused)):
+            breaker.failed(case_id)
+        else:
+            breaker.succeeded()
+        if breaker.is_open or self._troubled:
+            self._follow(endpoint, error)
+
+    def _follow(self, endpoint: _Endpoint, error: Exception | None = None) -> None:
+        """Does what a change of the breaker asks for: holds or frees the cases, and has probes sent."""
+        troubled = endpoint.key in self._troubled
+        if endpoint.breaker.is_open and not troubled:
+            self._troubled.add(endpoint.key)
+            endpoint.closed.clear()
+            endpoint.since = time.monotonic()
+            endpoint.recovering = asyncio.create_task(self._recover(endpoint))
+            log.warning(
+                "%s is held (%s): its cases wait, it is asked again in %.1f s",
+                endpoint,
+                type(error).__name__,
+                endpoint.breaker.wait_s,
+            )
+        elif troubled and not endpoint.breaker.is_open:
+            self._troubled.discard(endpoint.key)
+            endpoint.closed.set()
+            if endpoint.recovering is not None and endpoint.recovering is not asyncio.current_task():
+                endpoint.recovering.cancel()
+            log.warning("%s answers again, after %.1f s", endpoint, time.monotonic() - endpoint.since)
+
+    async def _recover(self, endpoint: _Endpoint) -> None:
+        """Sends a probe after each cool-down until one is answered."""
+        while endpoint.breaker.is_open:
+            if wait_s := endpoint.breaker.wait_s:
+                await asyncio.sleep(wait_s)
+            else:
+                await self._probe(endpoint)
+
+    async def _probe(self, endpoint: _Endpoint) -> bool:
+        """Asks an endpoint something small, once for all who want to know; tells whether it answered."""
+        if endpoint.probing is None:
+            endpoint.probing = asyncio.create_task(self._ask(endpoint))
+        return await asyncio.shield(endpoint.probing)
+
+    async def _ask(self, endpoint: _Endpoint) -> bool:
+        key, model = endpoint.key, msgspec.structs.replace(endpoint.model, max_tokens=1)
+        timeout_s = min(model.timeout_s, PROBE_S)
+        failed: Exception | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._call(key.role, endpoint.task, model, "", PROBE, timeout_s, None, False)
+        except EndpointRefused as error:
+            failed = error
+        except ModelError as error:
+            failed = error if error.transient else None  # an answer that we do not like is an answer
+        except Exception as error:
+            failed = error
+        finally:
+            endpoint.probing = None
+        if failed is None:
+            endpoint.breaker.probe_succeeded()
+        else:
+            endpoint.breaker.probe_failed(failed.retry_after_s if isinstance(failed, RateLimited) else None)
+        self._follow(endpoint, failed)
+        return failed is None
 
     async def _call(
         self,
@@ -271,6 +424,33 @@ class Models:
 
     def _is_usable(self, task: str, version: str) -> bool:
         return time.monotonic() - self._unusable.get((task, version), float("-inf")) > FORGIVE_S
+
+
+class _Key(NamedTuple):
+    """What makes two calls go to the same endpoint."""
+
+    role: Role
+    model: str
+    api_base: str
+
+
+def _key(role: Role, model: Model) -> _Key:
+    return _Key(role, model.model, model.api_base)
+
+
+class _Endpoint:
+    """An endpoint with its breaker and the tasks that ask whether it is back."""
+
+    def __init__(self, key: _Key, task: str, model: Model, breaker: Breaker) -> None:
+        self.key, self.task, self.model, self.breaker = key, task, model, breaker
+        self.closed = asyncio.Event()  # set while cases may be called
+        self.closed.set()
+        self.since = 0.0  # when it was opened
+        self.recovering: asyncio.Task[None] | None = None
+        self.probing: asyncio.Task[bool] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.key.role}: {self.key.model}"
 
 
 def _completion(response: Any, model: Model, adapter: str, latency_s: float, what: str) -> Completion:

@@ -20,7 +20,15 @@ import msgspec
 from agents import scripted
 from agents.local import LocalEngine
 from schemas.case import Message
-from schemas.errors import AdapterError, ModelError, ModelRefused, ModelTimeout, ModelUnavailable, RateLimited
+from schemas.errors import (
+    AdapterError,
+    EndpointRefused,
+    ModelError,
+    ModelRefused,
+    ModelTimeout,
+    ModelUnavailable,
+    RateLimited,
+)
 
 OURS = "goldstream"  # key in LiteLLM's hidden parameters, which reach the caller untouched
 
@@ -96,6 +104,8 @@ def failure(error: Exception, what: str, adapter: str, messages: Sequence[Messag
         return ModelError(text)
     if status in (409, 425) or status >= 500 or status < 300:  # 200: the answer broke off or is not JSON
         return ModelUnavailable(text)
+    if status in (401, 402, 403, 404):
+        return EndpointRefused(text)
     return ModelRefused(text)
 
 

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import msgspec
 
 from agents.models import Models
-from agents.prompts import STRATEGY_SCHEMA, strategist_messages
+from agents.prompts import STRATEGY_SCHEMA, read_json, strategist_messages
 from schemas.case import Case, Strategy
 from schemas.errors import BadAnswer
 from schemas.settings import Settings
+
+MAX_CHARACTERS = 400  # of mistake and guardrail together: one short sentence each was asked for
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"  # ordinary spelling in Persian and Indic scripts
+_MARKUP = re.compile(
+    r"<[^\s<>][^<>]*>|</|<\||\|>|<<|>>|\[/?inst\]|\[marker removed\]|```|https?://|^\s*#"
+    r"|^\s*(?:system|developer|assistant|user|human|tool)\s*:",
+    re.IGNORECASE,
+)
+_STEERING = re.compile(
+    r"(?<!not )(?<!never )(?<!n't )\b(?:ignore|disregard|forget|override|bypass|skip)\s+"
+    r"(?:(?:all|any|the|your|these|those|of|my|our)\s+)*"
+    r"(?:(?:previous|prior|above|earlier|preceding|foregoing|other|system)\s+)*"
+    r"(?:instructions?|prompts?|rules|guardrails?|rubric|guidelines|judge)\b"
+    r"|\bsystem prompt\b|\byou are now\b|\bjailbreak|\bnew instructions?\b"
+    r"|\b(?:score|grade)\b.{0,20}\b(?:10|ten|full|perfect|maximum)\b|\bfull marks\b|\bperfect score\b"
+    r"|\b(?:mark|judge|accept|report)\b.{0,30}\bas (?:passed|passing|correct|acceptable)\b",
+    re.IGNORECASE,
+)
 
 
 async def distil(case: Case, settings: Settings, models: Models, *, deadline: float) -> Case:
     """Returns the case with a strategy, or without one where none is needed or usable.
 
     An attempt that passed at once has nothing to distil and costs no call. A strategy that gives the answer
-    away, or cannot be read, is left out: the case is gold without one. Raises ModelError as agents.models does,
-    except BadAnswer.
+    away, steers its reader, or cannot be read, is left out: the case is gold without one. Raises ModelError as
+    agents.models does, except BadAnswer.
     """
     if case.rounds == 0:
         return case
@@ -31,7 +51,7 @@ async def distil(case: Case, settings: Settings, models: Models, *, deadline: fl
         return case
     spend = case.spend.plus(answer.spend())
     strategy = read_strategy(answer.text, answer.model)
-    if strategy is None or leaks(strategy, case):
+    if strategy is None or not is_plain(strategy) or leaks(strategy, case):
         return msgspec.structs.replace(case, spend=spend)
     return msgspec.structs.replace(case, strategy=strategy, spend=spend)
 
@@ -39,11 +59,25 @@ async def distil(case: Case, settings: Settings, models: Models, *, deadline: fl
 def read_strategy(text: str, model: str) -> Strategy | None:
     """Reads {"mistake", "guardrail"} from a strategist's answer; None where it cannot be read or is empty."""
     try:
-        found = msgspec.json.decode(text[text.find("{") : text.rfind("}") + 1].encode(), type=_ModelStrategy)
-    except (msgspec.DecodeError, UnicodeEncodeError):
+        found = read_json(text, _ModelStrategy)
+    except BadAnswer:
         return None
     mistake, guardrail = found.mistake.strip(), found.guardrail.strip()
     return Strategy(mistake, guardrail, model) if mistake and guardrail else None
+
+
+def is_plain(strategy: Strategy) -> bool:
+    """Tells whether a strategy is short plain text: the student is trained to think it, so nothing in it may steer.
+
+    Refused are control tokens and markup of any chat template, links, characters that do not show, and orders to set
+    instructions aside, which hostile prompts plant in drafts. Refusing a harmless one costs one strategy.
+    """
+    for text in (strategy.mistake, strategy.guardrail):
+        hidden = any(unicodedata.category(c) in _HIDDEN and c not in _JOINERS for c in text)
+        plain = unicodedata.normalize("NFKC", text)
+        if hidden or _MARKUP.search(plain) or _STEERING.search(plain):
+            return False
+    return len(strategy.mistake) + len(strategy.guardrail) <= MAX_CHARACTERS
 
 
 def leaks(strategy: Strategy, case: Case, words: int = 4) -> bool:

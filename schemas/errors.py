@@ -8,9 +8,12 @@
     ├── ModelError (RuntimeError)             a model call failed; .transient says if a retry can help
     │   ├── RateLimited                       429; .retry_after_s where the server said it
     │   ├── ModelUnavailable                  connection refused, 5xx
+    │   │   └── EndpointHeld                  not called at all: the endpoint's breaker is open
     │   ├── ModelTimeout (TimeoutError)       the deadline passed
     │   ├── ModelRefused                      4xx: the call itself is wrong; not transient
+    │   │   └── EndpointRefused               401 to 404: whoever asks is refused, not the case
     │   └── BadAnswer (ValueError)            an answer that is empty or cannot be parsed; not transient
+    ├── WriteRefused (RuntimeError)           the broker says no to a record, and will again
     ├── GoldError (RuntimeError)
     │   ├── ChainBroken                       landing files with a gap, an overlap or a bad footer
     │   └── Fenced                            another sink wrote this range first
@@ -87,11 +90,27 @@ class ModelRefused(ModelError):
     reason = "model_refused"
 
 
+class EndpointHeld(ModelUnavailable):
+    """The call was not made: the endpoint's breaker is open. Says nothing about the case."""
+
+
+class EndpointRefused(ModelRefused):
+    """401, 402, 403 or 404: most likely whoever asks is refused, not this case."""
+
+
 class BadAnswer(ModelError, ValueError):
     """The model answered, but the answer is empty or cannot be parsed."""
 
     transient = False
     reason = "bad_answer"
+
+
+class WriteRefused(GoldstreamError, RuntimeError):
+    """The broker refuses a record; the same write fails until somebody changes the topic or its access rules."""
+
+    def __init__(self, reason: str, *, too_large: bool = False) -> None:
+        super().__init__(reason)
+        self.too_large = too_large
 
 
 class GoldError(GoldstreamError, RuntimeError):

@@ -6,6 +6,7 @@ contiguous offset ranges. The trainer and the command line read through `read_ou
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from schemas.outcomes import OUTCOME_SCHEMA
 
 START_OFFSET = b"goldstream.start_offset"  # footer key: first offset of the file's range, as its name says
 END_OFFSET = b"goldstream.end_offset"  # footer key: first offset after the file's range
+SEAL = b"goldstream.seal"  # footer key: a SHA-256 of all other bytes stands before the footer, where no reader looks
+_SEAL_MARK = b"\0seal256"  # with the key twice the sign that a file is sealed: no single flip removes both
 Watermark = dict[int, int]  # partition -> first offset not included
 
 _NAME = re.compile(r"(\d{5})-(\d{20})\.parquet")
@@ -79,6 +82,42 @@ def read_chain(gold: Path, partition: int) -> list[LandingFile]:
     return chain
 
 
+def sealed(data: bytes | memoryview) -> bytes:
+    """Returns the bytes of a Parquet file with their SHA-256 put in before the footer.
+
+    Parquet finds damage only where it happens to break an encoding; one flipped bit in a text is simply another text.
+    """
+    cut = _footer_start(data)
+    return b"".join((data[:cut], _SEAL_MARK, _digest(data[:cut], data[cut:]), data[cut:]))
+
+
+def check_seal(path: Path) -> None:
+    """Reads a whole landing file and raises ChainBroken where a bit of it is not as it was written."""
+    data = memoryview(path.read_bytes())
+    footer = _footer_start(data)
+    cut = footer - len(_SEAL_MARK) - hashlib.sha256().digest_size
+    if cut < 0 or _SEAL_MARK + _digest(data[:cut], data[footer:]) != data[cut:footer]:
+        whole = bytes(data)
+        if SEAL not in whole and _SEAL_MARK not in whole:
+            return  # written before files were sealed
+        raise ChainBroken(
+            f"{path}: its bytes are not those that were written (the SHA-256 before its footer differs). The file was "
+            "damaged on disk: restore it from a backup, or move it and every later file of this folder away, and the "
+            "sink rebuilds them from the topic as far as its retention reaches."
+        )
+
+
+def _footer_start(data: bytes | memoryview) -> int:
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
+def _digest(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
 def landing_partitions(gold: Path) -> list[int]:
     """Returns the partitions that have a landing folder."""
     return sorted(int(p.name[2:]) for p in (gold / "landing").glob("p=*") if p.name[2:].isdigit())
@@ -111,7 +150,8 @@ def read_outcomes(
             if limit is not None and file.start >= limit:
                 break
             present = set(pq.read_schema(file.path).names)
-            table = pq.ParquetFile(file.path).read(columns=[name for name in read if name in present])
+            columns_here = [name for name in read if name in present]
+            table = _read_checked(file.path, columns_here)
             for name in read:
                 if name not in present:  # written before the column was added
                     field = OUTCOME_SCHEMA.field(name)
@@ -124,6 +164,14 @@ def read_outcomes(
     if task is not None:
         whole = whole.filter(pc.equal(whole["task"], task))
     return _latest_epoch(whole).select(wanted)
+
+
+def _read_checked(path: Path, columns: list[str]) -> pa.Table:
+    """Reads some columns of a landing file; raises ChainBroken where a page is not as it was written."""
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ChainBroken(f"{path}: cannot be read ({error}). It was damaged on disk: restore it.") from error
 
 
 def _latest_epoch(table: pa.Table) -> pa.Table:

@@ -1,12 +1,15 @@
 """How a Kafka client of ours is built: addresses and security, the same for every process.
 
-Plain data, no client is imported here: streams and trainer pass these options to kafka-python.
+No client is imported here: streams and trainer hand theirs to `connect`. Faust takes the same addresses, password and
+TLS context (streams.worker).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from schemas.errors import BrokerError, SettingsError
 from schemas.settings import Settings
 
 LOCAL = "local"
+BOOTSTRAP_TIMEOUT_MS = 8_000
 
 
 def bootstrap_servers(settings: Settings) -> list[str]:
@@ -39,10 +43,34 @@ def broker_record(settings: Settings) -> Path:
     return settings.state / "kafka" / "broker.json"
 
 
+def connect(make: Any, settings: Settings, **options: Any) -> Any:
+    """Returns a kafka-python client, the class `make`, connected to the brokers.
+
+    Raises BrokerError where no Kafka answers within BOOTSTRAP_TIMEOUT_MS or lets us in, SettingsError as
+    `client_options` does.
+    """
+    begun: list[Any] = []
+
+    def begin(*arguments: Any, **config: Any) -> Any:
+        begun.append(make.DEFAULT_CONFIG["kafka_client"](*arguments, **config))
+        return begun[-1]
+
+    defaults = {"bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS, "kafka_client": begin}
+    try:
+        return make(**client_options(settings), **(defaults | options))
+    except Exception as error:
+        for client in begun:  # a constructor that fails leaves its thread and sockets behind, each time
+            client.close()
+        if type(error).__module__.startswith("kafka."):
+            raise unreachable(settings, error) from error
+        raise
+
+
 def client_options(settings: Settings) -> dict[str, Any]:
     """Returns the keyword arguments every kafka-python client takes: addresses and security.
 
-    Raises SettingsError where SASL is on and the password's variable is empty.
+    Raises SettingsError where SASL is on and the user name or the password's variable is empty, or the authority's
+    certificate cannot be read.
     """
     kafka = settings.kafka
     options: dict[str, Any] = {
@@ -50,20 +78,95 @@ def client_options(settings: Settings) -> dict[str, Any]:
         "security_protocol": kafka.security_protocol,
     }
     if kafka.security_protocol.startswith("SASL"):
+        if not kafka.sasl_username:
+            raise SettingsError("kafka.security_protocol asks for SASL, but kafka.sasl_username is empty. Set it.")
         options |= {
             "sasl_mechanism": kafka.sasl_mechanism,
             "sasl_plain_username": kafka.sasl_username,
             "sasl_plain_password": sasl_password(settings),
         }
-    if kafka.security_protocol.endswith("SSL") and kafka.ssl_cafile:
-        options["ssl_cafile"] = kafka.ssl_cafile
+    if kafka.security_protocol.endswith("SSL"):
+        options["ssl_context"] = tls_context(settings)
     return options
 
 
 def sasl_password(settings: Settings) -> str:
-    """Returns the SASL password from the variable the settings name."""
+    """Returns the SASL password from the variable the settings name; its repr does not show it."""
     variable = settings.kafka.sasl_password_env
     password = os.environ.get(variable, "")
     if not password:
-        raise SettingsError(f"kafka.security_protocol asks for SASL, but the variable {variable} is empty. Export it.")
-    return password
+        raise SettingsError(
+            f"kafka.security_protocol asks for SASL, but the variable {variable or '(none named)'} is empty. Export "
+            "the password in it; kafka.sasl_password_env names the variable."
+        )
+    return _Secret(password)
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext:
+    """Returns what a client verifies brokers by; raises SettingsError where kafka.ssl_cafile cannot be read."""
+    path = settings.kafka.ssl_cafile
+    try:
+        return ssl.create_default_context(cafile=path or None)
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(
+            f"kafka.ssl_cafile: {path} cannot be read as PEM certificates ({error.strerror or type(error).__name__}). "
+            "Expected the certificate of the authority that signed the brokers'."
+        ) from error
+
+
+def unreachable(settings: Settings, error: Exception) -> BrokerError:
+    """Returns an error that says why no Kafka can be used and what to do.
+
+    Clients report a timeout whatever the cause, so the first address that accepts a connection is looked at here.
+    """
+    kafka, servers = settings.kafka, bootstrap_servers(settings)
+    connection = _first_connection(servers)
+    if connection is None:
+        return BrokerError(
+            f"no Kafka answers at {','.join(servers)} ({type(error).__name__}). Start it, or correct the address; "
+            "`goldstream doctor` tells what is there."
+        )
+    address, plain = connection
+    with plain:
+        if kafka.security_protocol.endswith("SSL"):
+            try:
+                tls_context(settings).wrap_socket(plain, server_hostname=address.rpartition(":")[0]).close()
+            except ssl.SSLCertVerificationError as refused:
+                return BrokerError(
+                    f"the certificate of the Kafka at {address} is not accepted: {refused.verify_message}. Set "
+                    "kafka.ssl_cafile to the PEM certificate of the authority that signed it."
+                )
+            except OSError as failed:
+                return BrokerError(
+                    f"what answers at {address} does not speak TLS ({type(failed).__name__}), and "
+                    f"kafka.security_protocol is {kafka.security_protocol}. Correct one of them."
+                )
+    if kafka.security_protocol.startswith("SASL"):
+        return BrokerError(
+            f"the Kafka at {address} lets {kafka.sasl_username!r} not in with {kafka.sasl_mechanism} "
+            f"({type(error).__name__}). Check kafka.sasl_username, kafka.sasl_mechanism and the password in the "
+            f"variable {kafka.sasl_password_env}."
+        )
+    return BrokerError(
+        f"what answers at {address} does not speak Kafka as {kafka.security_protocol} ({type(error).__name__}). It may "
+        "still be starting; else correct the address or kafka.security_protocol."
+    )
+
+
+def _first_connection(servers: list[str]) -> tuple[str, socket.socket] | None:
+    for address in servers:
+        host, _, port = address.rpartition(":")
+        try:
+            return address, socket.create_connection((host.strip("[]"), int(port)), timeout=2)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+class _Secret(str):
+    """A password whose repr says nothing: kafka-python's admin client logs its options at debug level."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'[secret]'"

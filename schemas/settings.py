@@ -298,6 +298,8 @@ def _readable(error: str) -> str:
     if unknown:
         place = "" if place == "top level" else place + "."
         return f"unknown key {place}{unknown.group(1)}. Remove it or correct its spelling; README.md lists the keys."
+    if place.endswith("_env"):
+        return f"{place}: expected the name of a variable (A-Z, 0-9, _) that holds the secret, not the secret itself."
     return f"{place}: {text}"
 
 

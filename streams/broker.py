@@ -40,7 +40,20 @@ class BrokerStatus(NamedTuple):
     folder: Path
 
 
-def start_broker(settings: Settings, port: int = 0) -> BrokerStatus:
+class SecureListener(NamedTuple):
+    """What a broker needs to speak SASL_SSL with SCRAM-SHA-512 in place of PLAINTEXT; for tests of our clients.
+
+    The user is made when the data folder is, so a secure broker begins in a fresh state folder.
+    """
+
+    keystore: Path  # PKCS12 with the broker's key and certificate; `store_password` opens it
+    store_password: str
+    authority: Path  # PEM certificate that clients trust
+    username: str
+    password: str
+
+
+def start_broker(settings: Settings, port: int = 0, secure: SecureListener | None = None) -> BrokerStatus:
     """Starts the local broker, or finds it running; returns once it accepts connections.
 
     `port` 0 keeps the port of last time, or chooses a free one. Raises SetupError where Java or the jars are
@@ -54,9 +67,9 @@ def start_broker(settings: Settings, port: int = 0) -> BrokerStatus:
             return status
         classpath = f"{kafka_jars()}/*"
         java = find_java()
-        properties = _configure(folder, port)
+        properties = _configure(folder, port, secure)
         if not (folder / "data" / "meta.properties").exists():
-            _format(java, classpath, properties)
+            _format(java, classpath, properties, secure)
         log = folder / "broker.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -186,20 +199,21 @@ def free_port() -> int:
         return port
 
 
-def _configure(folder: Path, port: int) -> Path:
+def _configure(folder: Path, port: int, secure: SecureListener | None) -> Path:
     """Writes server.properties, keeping the ports of last time unless they are taken or others are asked for."""
     properties = folder / "server.properties"
     ports = [_port_of(properties), _port_of(properties, "controller.quorum.voters")] if properties.exists() else [0, 0]
     client = port or (ports[0] if ports[0] and not _accepts(ports[0]) else free_port())
     controller = ports[1] if ports[1] and not _accepts(ports[1]) else free_port()
+    protocol = "SASL_SSL" if secure else "PLAINTEXT"
     lines = {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-        "listeners": f"PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{client}",
+        "listeners": f"{protocol}://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"{protocol}://127.0.0.1:{client}",
         "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "listener.security.protocol.map": f"CONTROLLER:PLAINTEXT,{protocol}:{protocol}",
         "log.dirs": str((folder / "data").resolve()),
         "num.partitions": "1",
         "offsets.topic.num.partitions": "4",
@@ -211,16 +225,38 @@ def _configure(folder: Path, port: int) -> Path:
         "auto.create.topics.enable": "false",
         "log.cleaner.dedupe.buffer.size": "8388608",
     }
+    if secure:
+        lines |= _security(secure)
+    properties.touch(mode=0o600)
+    properties.chmod(0o600)  # it may hold a password
     properties.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
     return properties
 
 
-def _format(java: str, classpath: str, properties: Path) -> None:
+def _security(secure: SecureListener) -> dict[str, str]:
+    login = "org.apache.kafka.common.security.scram.ScramLoginModule required"
+    return {
+        "inter.broker.listener.name": "SASL_SSL",
+        "ssl.keystore.type": "PKCS12",
+        "ssl.keystore.location": str(secure.keystore.resolve()),
+        "ssl.keystore.password": secure.store_password,
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(secure.authority.resolve()),
+        "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+        "sasl.mechanism.inter.broker.protocol": "SCRAM-SHA-512",
+        "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config": (
+            f'{login} username="{secure.username}" password="{secure.password}";'
+        ),
+    }
+
+
+def _format(java: str, classpath: str, properties: Path, secure: SecureListener | None) -> None:
     tool = [java, "-cp", classpath, "kafka.tools.StorageTool"]
     cluster = subprocess.run([*tool, "random-uuid"], capture_output=True, text=True).stdout.strip().splitlines()[-1]
-    result = subprocess.run(
-        [*tool, "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"], capture_output=True, text=True
-    )
+    words = [*tool, "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"]
+    if secure:
+        words += ["--add-scram", f"SCRAM-SHA-512=[name={secure.username},password={secure.password}]"]
+    result = subprocess.run(words, capture_output=True, text=True)
     if result.returncode != 0:
         raise BrokerError(f"Kafka's storage could not be formatted: {(result.stderr or result.stdout).strip()[-500:]}")
 

@@ -7,15 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer
-from kafka.errors import KafkaError
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
-from schemas.kafka import client_options, unreachable
+from schemas.kafka import connect
 from schemas.settings import Settings
 
 # A consumer that joined its group before a topic's metadata arrived holds no partition of it until the next refresh.
 METADATA_MAX_AGE_MS = 5_000
-BOOTSTRAP_TIMEOUT_MS = 8_000
 
 
 def make_consumer(settings: Settings, group: str | None = None, **options: Any) -> Any:
@@ -31,7 +29,7 @@ def make_consumer(settings: Settings, group: str | None = None, **options: Any) 
         "allow_auto_create_topics": False,
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,
     }
-    return _connected(KafkaConsumer, settings, defaults | options)
+    return connect(KafkaConsumer, settings, **(defaults | options))
 
 
 def subscribe(consumer: Any, topics: Sequence[str], listener: Any, wait_s: float = 5.0) -> None:
@@ -55,16 +53,20 @@ def make_producer(settings: Settings, name: str, **options: Any) -> Any:
         "max_request_size": settings.kafka.max_message_bytes + 100_000,
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,
     }
-    return _connected(KafkaProducer, settings, defaults | options)
+    return connect(KafkaProducer, settings, **(defaults | options))
+
+
+def make_admin(settings: Settings, timeout_s: float = 8.0) -> Any:
+    """Returns an admin client; raises BrokerError where no Kafka answers within `timeout_s`."""
+    return connect(
+        KafkaAdminClient,
+        settings,
+        client_id=client_name("admin"),
+        bootstrap_timeout_ms=int(timeout_s * 1000),
+        request_timeout_ms=20_000,
+    )
 
 
 def client_name(name: str) -> str:
     """Returns a client id that tells this process apart in the members of a group."""
     return f"goldstream-{name}-{os.uname().nodename}-{os.getpid()}"
-
-
-def _connected(make: Any, settings: Settings, options: dict[str, Any]) -> Any:
-    try:
-        return make(**client_options(settings), bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS, **options)
-    except KafkaError as error:
-        raise unreachable(settings, error) from error

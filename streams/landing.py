@@ -19,7 +19,17 @@ import pyarrow.parquet as pq
 
 from schemas.errors import Fenced, GoldError
 from schemas.faults import crash_point
-from schemas.gold import END_OFFSET, START_OFFSET, LandingFile, landing_folder, landing_name, read_chain
+from schemas.gold import (
+    END_OFFSET,
+    SEAL,
+    START_OFFSET,
+    LandingFile,
+    check_seal,
+    landing_folder,
+    landing_name,
+    read_chain,
+    sealed,
+)
 from schemas.outcomes import OUTCOME_SCHEMA, outcome_table
 
 _REMEDY = {
@@ -36,8 +46,8 @@ _REMEDY = {
 class LandingChain:
     """One partition's landing files, open for appending.
 
-    `tip` is the first offset not yet in a file, None while there is no file. Opening verifies the chain and
-    raises ChainBroken where it is damaged.
+    `tip` is the first offset not yet in a file, None while there is no file. Opening verifies the chain, every byte
+    of it, and raises ChainBroken where it is damaged: what is extended must be whole.
     """
 
     def __init__(self, gold: Path, partition: int) -> None:
@@ -45,6 +55,8 @@ class LandingChain:
         self.partition = partition
         self.folder = landing_folder(gold, partition)
         self.files: list[LandingFile] = read_chain(gold, partition)  # as they were at opening
+        for file in self.files:
+            check_seal(file.path)
         self.tip: int | None = self.files[-1].end if self.files else None
         try:
             _make_folder(self.folder)
@@ -127,12 +139,12 @@ def write_columns_file(gold: Path) -> Path:
     return path
 
 
-def _parquet_bytes(table: pa.Table, start: int, end: int) -> memoryview:
-    footer = {START_OFFSET: str(start).encode(), END_OFFSET: str(end).encode()}
+def _parquet_bytes(table: pa.Table, start: int, end: int) -> bytes:
+    footer = {START_OFFSET: str(start).encode(), END_OFFSET: str(end).encode(), SEAL: b"sha256"}
     out = pa.BufferOutputStream()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **footer})
-    pq.write_table(table, out, compression="zstd", compression_level=1)
-    return memoryview(out.getvalue())
+    pq.write_table(table, out, compression="zstd", compression_level=1, write_page_checksum=True)
+    return sealed(memoryview(out.getvalue()))
 
 
 def _open_temp(folder: Path, stem: str) -> tuple[Any, Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
@@ -45,6 +46,14 @@ def returned(value: bytes | None, where: Source) -> tuple[int, Hop]:
     return case.not_before_ms, Hop(STAGE_INPUT[stage], case)
 
 
+def wait_s(not_before_ms: int, now: int, delay_s: float) -> float:
+    """Returns how many seconds a case just read from a topic of `delay_s` still waits.
+
+    Never longer than the topic's own delay: the time was stamped by another machine, whose clock may be hours off.
+    """
+    return min(max((not_before_ms - now) / 1000, 0.0), delay_s)
+
+
 def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], None] = lambda: None) -> None:
     """Returns waiting cases to their stages until `stop` is set.
 
@@ -53,7 +62,8 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
     3. commit behind it, in offset order per partition
     """
     cluster = cluster_id(settings)
-    topics = [settings.topic(retry_topic(s)) for s in settings.worker.retry_delays_s]
+    delays_s = {settings.topic(retry_topic(s)): s for s in settings.worker.retry_delays_s}
+    topics = list(delays_s)
     producer = make_producer(settings, "retries")
     consumer = make_consumer(
         settings,
@@ -65,7 +75,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
         max_poll_interval_ms=600_000,
     )
     watchdog = Watchdog(settings, [Membership(settings.topic("retries"), client_name("retries"), topics)]).start()
-    waiting: dict[Any, deque[tuple[int, int, Hop]]] = {}
+    waiting: dict[Any, deque[tuple[int, float, Hop]]] = {}  # offset, when due on the monotonic clock, where to
     try:
         subscribe(consumer, topics, _Forget(waiting))
         announced = False
@@ -76,8 +86,9 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
                 queue = waiting.setdefault(tp, deque())
                 for record in records:
                     where = Source(cluster=cluster, topic=tp.topic, partition=tp.partition, offset=record.offset)
-                    due_ms, hop = returned(record.value, where)
-                    queue.append((record.offset, due_ms, hop))
+                    not_before_ms, hop = returned(record.value, where)
+                    due = time.monotonic() + wait_s(not_before_ms, now_ms(), delays_s[tp.topic])
+                    queue.append((record.offset, due, hop))
             if not announced and consumer.assignment():
                 announced = True
                 ready()
@@ -93,14 +104,16 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
         producer.close(timeout=5)
 
 
-def _return_due(consumer: Any, producer: Any, settings: Settings, tp: Any, queue: deque[tuple[int, int, Hop]]) -> None:
+def _return_due(
+    consumer: Any, producer: Any, settings: Settings, tp: Any, queue: deque[tuple[int, float, Hop]]
+) -> None:
     """Produces the cases at the head of a partition whose time has come.
 
-    All wait equally long on one topic, so the head is the first to be due; a clock set back only delays.
+    All wait equally long on one topic, so the head is the first to be due.
     """
-    now, sent = now_ms(), []
-    for offset, due_ms, hop in queue:
-        if due_ms > now:
+    now, sent = time.monotonic(), []
+    for offset, due, hop in queue:
+        if due > now:
             break
         case = msgspec.structs.replace(hop.case, not_before_ms=0)
         future = producer.send(settings.topic(hop.topic), key=case.case_id.encode(), value=encode_case(case))

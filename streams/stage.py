@@ -3,12 +3,21 @@
 streams.worker builds one per role and feeds it from a Faust stream. Nothing is acknowledged before its
 successor is durably produced, and nothing beyond an unfinished event is ever acknowledged: Faust
 commits past holes otherwise.
+
+When something cannot go on, the stage takes no new events; lag grows in Kafka, memory does not:
+- an operator's pause, until it is lifted; cases in flight are finished
+- the models of its role are held (agents.models): cases in flight wait in place, or return through a retry topic
+  without a mark against them, since an outage is nobody's fault
+- the broker refuses a successor: its event stays unacknowledged, a log line a minute says what to do
+- too much is done and not acknowledged because one event takes long
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import random
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -17,7 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
-from schemas.errors import ModelError, ModelTimeout, RecordError
+from schemas.errors import ModelError, ModelTimeout, RecordError, WriteRefused
 from schemas.faults import crash_point
 from schemas.settings import Role, Settings
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, REFINE, retry_topic
@@ -25,8 +34,16 @@ from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, REFINE, retry_topic
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Case, float], Awaitable[Case]]  # (case, deadline on the loop's clock) -> the case, further on
-Produce = Callable[[str, bytes, bytes], Awaitable[None]]  # (topic, key, value), returns once the broker has it
+Produce = Callable[[str, bytes, bytes], Awaitable[None]]  # (topic, key, value), returns once the broker has it;
+# raises ConnectionError where it may have it later, WriteRefused where it says no
+Outage = Callable[[Case, ModelError], Awaitable[float | None]]  # -> seconds it lasts, None: the case is to blame
+_CLOCK_OFFSET_MS = 1000 * int(os.environ.get("GOLDSTREAM_CLOCK_OFFSET_S", "0"))  # a wrong clock, for fault tests
 PRODUCE_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+REFUSED_RETRY_S = 5.0
+ALARM_EVERY_S = 60.0
+GATE_POLL_S = 0.1
+BATCH_BYTES = 16_384  # of the producer: a larger record is sent alone, so it alone can be what is too large
+PENDING_PER_SLOT = 64  # events taken and not acknowledged; what a hole may pile up behind it
 
 
 class Hop(NamedTuple):
@@ -36,9 +53,14 @@ class Hop(NamedTuple):
     case: Case
 
 
+async def _never_out(case: Case, error: ModelError) -> None:
+    return None
+
+
 class Stage:
     """Works on the events of one role's topic.
 
+    `models_held()` tells whether no case should be taken now; `outage_s` whether a failure is an outage's.
     `counts` tells what was done: taken, produced per topic, repeated after a rebalance.
     """
 
@@ -50,19 +72,26 @@ class Stage:
         produce: Produce,
         cluster: str,
         generation: Callable[[], int | None],
+        models_held: Callable[[], bool] = lambda: False,
+        outage_s: Outage = _never_out,
     ) -> None:
         self.role = role
         self.settings = settings
         self.counts: dict[str, int] = defaultdict(int)
-        self.open = asyncio.Event()  # cleared while the stage is paused
-        self.open.set()
+        self.paused = False  # by an operator
         self._handler = handler
         self._produce = produce
         self._cluster = cluster
         self._generation = generation  # of the group's assignment; a message carries the one it was fetched under
+        self._models_held = models_held
+        self._outage_s = outage_s
         self._slots = asyncio.Semaphore(settings.worker.cases_in_flight)
         self._queues: dict[Any, _Queue] = {}
         self._running: dict[tuple[Any, int], _Entry] = {}
+        self._pending = 0  # entries in all queues
+        self._pending_limit = PENDING_PER_SLOT * settings.worker.cases_in_flight
+        self._refused = 0  # cases whose successor the broker refuses
+        self._alarm_at = 0.0
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -70,14 +99,25 @@ class Stage:
         """Cases being worked on now."""
         return len(self._running)
 
+    @property
+    def held_by(self) -> tuple[str, ...]:
+        """Why no event is taken now; empty where one may be. The reasons are independent of each other."""
+        held = (self.paused, self._models_held(), self._refused > 0, self._pending >= self._pending_limit)
+        return tuple(why for why, holds in zip(("pause", "models", "refused", "pending"), held, strict=True) if holds)
+
     async def run(self, events: AsyncIterator[Any]) -> None:
         """Takes Faust events until cancelled."""
         async for event in events:
-            await self.open.wait()
             await self._slots.acquire()
+            try:
+                while self._is_held():  # noqa: ASYNC110 - for reasons that change in four places
+                    await asyncio.sleep(GATE_POLL_S)
+            except BaseException:
+                self._slots.release()
+                raise
             if event.message.generation_id == self._generation():
                 self._take(event)
-            else:  # a rebalance passed while it waited for a slot: it is read again, by us or by another
+            else:  # a rebalance passed while it waited: it is read again, by us or by another
                 self._slots.release()
 
     async def failed(self) -> None:
@@ -85,8 +125,11 @@ class Stage:
         await self._failure
 
     def assigned(self, partitions: Collection[Any]) -> None:
-        """Cancels the work on partitions that others own now."""
+        """Cancels the work on partitions that others own now, and forgets what is never acknowledged any more."""
         kept = set(partitions)
+        for tp, queue in list(self._queues.items()):
+            if tp not in kept or queue.generation != self._generation():
+                self._forget(tp)
         for where, entry in list(self._running.items()):
             if entry.tp not in kept and entry.task is not None:
                 del self._running[where]
@@ -99,6 +142,9 @@ class Stage:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _is_held(self) -> bool:
+        return self.paused or self._refused > 0 or self._pending >= self._pending_limit or self._models_held()
+
     def _take(self, event: Any) -> None:
         """Queues an event for acknowledgement and starts its work.
 
@@ -110,6 +156,7 @@ class Stage:
         crash_point(f"{self.role}.after_consume")
         queue = self._queues.get(tp)
         if queue is None or queue.generation != message.generation_id:
+            self._forget(tp)
             queue = self._queues[tp] = _Queue(message.generation_id)
         entry = self._running.get((tp, offset))
         if entry is not None:
@@ -122,6 +169,12 @@ class Stage:
             entry = self._running[tp, offset] = _Entry(event, tp, offset)
             entry.task = asyncio.create_task(self._work(entry, event.value))
         queue.entries.append(entry)
+        self._pending += 1
+
+    def _forget(self, tp: Any) -> None:
+        queue = self._queues.pop(tp, None)
+        if queue is not None:
+            self._pending -= len(queue.entries)
 
     async def _work(self, entry: _Entry, value: bytes | None) -> None:
         """Makes an event's successor, produces it, and acknowledges what is done.
@@ -132,10 +185,10 @@ class Stage:
         """
         try:
             # 1.
-            hop = await self._next_hop(entry, value)
+            before, hop = await self._next_hop(entry, value)
             # 2.
             crash_point(f"{self.role}.before_produce")
-            await self._confirmed(hop)
+            await self._confirmed(before, hop)
             crash_point(f"{self.role}.after_produce")
             # 3.
             entry.done = True
@@ -152,16 +205,21 @@ class Stage:
             self._slots.release()
 
     def _acknowledge(self, tp: Any) -> None:
-        entries = self._queues[tp].entries
+        queue = self._queues.get(tp)
+        if queue is None or queue.generation != self._generation():
+            return  # read again under the new assignment, from the commit
+        entries = queue.entries
         while entries and entries[0].done:
             crash_point(f"{self.role}.before_ack")
             entries.popleft().event.ack()
+            self._pending -= 1
 
-    async def _next_hop(self, entry: _Entry, value: bytes | None) -> Hop:
+    async def _next_hop(self, entry: _Entry, value: bytes | None) -> tuple[Case | None, Hop]:
+        """Returns the case as it came, None for what is none, and where it goes."""
         try:
             case = decode_case(value)
         except RecordError as error:
-            return Hop(OUTCOMES, self._undecodable(entry, error))
+            return None, Hop(OUTCOMES, self._undecodable(entry, error))
         loop = asyncio.get_running_loop()
         limit_s = self.settings.worker.event_deadline_s
         try:
@@ -171,34 +229,41 @@ class Stage:
         except TimeoutError as error:
             if not isinstance(error, ModelTimeout):
                 error = ModelTimeout(f"the {self.role} took longer than {limit_s:.0f} s")
-            return self._after_error(case, error)
+            return case, await self._after_error(case, error)
         except ModelError as error:
-            return self._after_error(case, error)
+            return case, await self._after_error(case, error)
         except Exception as error:
             log.exception("%s: an agent failed on case %s; it becomes a dead letter", self.role, case.case_id)
-            return Hop(OUTCOMES, self._ended(case, "dead", "agent_error", f"{type(error).__name__}: {error}"))
+            return case, self._dead(case, "agent_error", f"{type(error).__name__}: {error}")
         crash_point(f"{self.role}.after_call")
-        return self._fitting(case, next_hop(self.role, _served(advanced), self.settings))
+        return case, next_hop(self.role, _served(advanced), self.settings)
 
-    def _after_error(self, case: Case, error: ModelError) -> Hop:
-        """A transient error waits in the next retry topic; the others, and the last, are dead."""
+    async def _after_error(self, case: Case, error: ModelError) -> Hop:
+        """Decides what a failed model call means for a case.
+
+        - an outage or a limit of the model: it waits in a retry topic and comes back as it was, however often
+        - its own, transient: it waits in the next retry topic; after the last it is dead
+        - its own, for good: dead
+        """
         delays_s = self.settings.worker.retry_delays_s
-        if not error.transient or case.retries >= len(delays_s):
-            return Hop(OUTCOMES, self._ended(case, "dead", error.reason, str(error)))
-        delay_s = delays_s[case.retries]
-        waiting = msgspec.structs.replace(
-            case, retries=case.retries + 1, retry_stage=self.role, not_before_ms=now_ms() + 1000 * delay_s
-        )
-        log.warning("%s: %s on case %s, again in %d s", self.role, error.reason, case.case_id, delay_s)
+        outage_s = await self._outage_s(case, error)
+        if outage_s is not None:
+            self.counts["outage"] += 1
+            delay_s = next((d for d in delays_s if d >= outage_s), max(delays_s))
+            retries = case.retries
+            log.info("%s: case %s waits %d s for its model (%s)", self.role, case.case_id, delay_s, error.reason)
+        elif not error.transient or case.retries >= len(delays_s):
+            return self._dead(case, error.reason, str(error))
+        else:
+            delay_s = delays_s[case.retries]
+            retries = case.retries + 1
+            log.warning("%s: %s on case %s, again in %d s", self.role, error.reason, case.case_id, delay_s)
+        due_ms = now_ms() + 1000 * delay_s
+        waiting = msgspec.structs.replace(case, retries=retries, retry_stage=self.role, not_before_ms=due_ms)
         return Hop(retry_topic(delay_s), waiting)
 
-    def _fitting(self, before: Case, hop: Hop) -> Hop:
-        """A case that grew beyond the message limit ends, as it was before it grew."""
-        size, limit = len(encode_case(hop.case)), self.settings.kafka.max_message_bytes
-        if size <= limit:
-            return hop
-        detail = f"{size} bytes after the {self.role}; kafka.max_message_bytes is {limit}"
-        return Hop(OUTCOMES, self._ended(before, "dead", "too_large", detail))
+    def _dead(self, case: Case, reason: str, detail: str) -> Hop:
+        return Hop(OUTCOMES, self._ended(case, "dead", reason, detail))
 
     def _ended(self, case: Case, kind: Any, reason: str = "", detail: str = "") -> Case:
         return case.ended(kind, self.role, now_ms(), reason, detail)
@@ -208,20 +273,66 @@ class Stage:
         case = Case(case_id=coordinates_id(source), task="", split="train", source=source, created_ms=now_ms())
         return self._ended(case, "dead", error.reason, error.detail)
 
-    async def _confirmed(self, hop: Hop) -> None:
-        """Produces until the broker confirms; while it is down, the stage waits with everything unacknowledged."""
+    async def _confirmed(self, before: Case | None, hop: Hop) -> None:
+        """Produces until the broker confirms; until then the event stays unacknowledged.
+
+        - larger than our limit, or too large for the topic: the case ends as it was `before` it grew
+        - not confirmed: produced again
+        - refused all the same: the stage is held and an alarm raised until the broker accepts it
+        """
         key, value = hop.case.case_id.encode(), encode_case(hop.case)
-        attempt = 0
-        while True:
-            try:
-                await self._produce(self.settings.topic(hop.topic), key, value)
-                self.counts[hop.topic] += 1
-                return
-            except ConnectionError as error:
-                pause_s = PRODUCE_RETRY_S[min(attempt, len(PRODUCE_RETRY_S) - 1)]
-                attempt += 1
-                log.warning("%s: not confirmed by the broker (%s), again in %.1f s", self.role, error, pause_s)
+        limit = self.settings.kafka.max_message_bytes
+        if len(value) > limit and before is not None:
+            detail = f"{len(value)} bytes after the {self.role}; kafka.max_message_bytes is {limit}"
+            hop, before = self._dead(before, "too_large", detail), None
+            value = encode_case(hop.case)
+        attempt, refused = 0, False
+        try:
+            while True:
+                try:
+                    await self._produce(self.settings.topic(hop.topic), key, value)
+                    self.counts[hop.topic] += 1
+                    return
+                except WriteRefused as error:
+                    if error.too_large and before is not None and len(value) > BATCH_BYTES:
+                        detail = f"{len(value)} bytes after the {self.role}; {hop.topic} refuses them ({error})"
+                        hop, before = self._dead(before, "too_large", detail), None
+                        value = encode_case(hop.case)
+                        continue
+                    if not refused:
+                        refused = True
+                        self._refused += 1
+                    self._alarm(hop, len(value), error)
+                    pause_s = REFUSED_RETRY_S * random.uniform(0.5, 1.5)  # else they meet in a batch again
+                except ConnectionError as error:
+                    pause_s = PRODUCE_RETRY_S[min(attempt, len(PRODUCE_RETRY_S) - 1)]
+                    attempt += 1
+                    log.warning("%s: not confirmed by the broker (%s), again in %.1f s", self.role, error, pause_s)
                 await asyncio.sleep(pause_s)
+        finally:
+            if refused:
+                self._refused -= 1
+
+    def _alarm(self, hop: Hop, size: int, error: WriteRefused) -> None:
+        now = time.monotonic()
+        if now < self._alarm_at:
+            return
+        self._alarm_at = now + ALARM_EVERY_S
+        topic = self.settings.topic(hop.topic)
+        remedy = (
+            f"raise max.message.bytes of {topic} above {size + 1000}"
+            if error.too_large
+            else f"let this client write to {topic}, or create it"
+        )
+        log.error(
+            "%s is held: the broker refuses case %s on %s (%s). Nothing is lost and nothing acknowledged; it goes on "
+            "by itself once you %s.",
+            self.role,
+            hop.case.case_id,
+            topic,
+            error,
+            remedy,
+        )
 
 
 class _Entry:
@@ -265,9 +376,9 @@ def next_hop(role: Role, case: Case, settings: Settings) -> Hop:
 
 def _served(case: Case) -> Case:
     """Clears the marks of earlier trips through retry topics."""
-    return msgspec.structs.replace(case, retries=0, retry_stage="", not_before_ms=0) if case.retries else case
+    return msgspec.structs.replace(case, retries=0, retry_stage="", not_before_ms=0) if case.retry_stage else case
 
 
 def now_ms() -> int:
     """Returns the time of day in milliseconds since the epoch."""
-    return int(time.time() * 1000)
+    return int(time.time() * 1000) + _CLOCK_OFFSET_MS

@@ -31,12 +31,21 @@ STOP_TIMEOUT_S = 20.0
 class Child:
     """One supervised process."""
 
-    def __init__(self, name: str, arguments: Sequence[str], settings: Settings, program: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        settings: Settings,
+        program: Sequence[str],
+        backoff_s: Sequence[float] = BACKOFF_S,
+    ) -> None:
         self.name = name
         self.restarts = 0
+        self.environment: dict[str, str] = {}  # besides ours, from its next start on
         self.process: subprocess.Popen[bytes] | None = None
         self._command = [sys.executable, *program, *arguments]
         self._state = settings.state
+        self._backoff_s = backoff_s
         self._failures = 0
         self._started = 0.0
         self._again = 0.0
@@ -57,7 +66,7 @@ class Child:
     def start(self) -> None:
         """Starts the process."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"GOLDSTREAM_PROCESS": self.name, "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"GOLDSTREAM_PROCESS": self.name, "PYTHONUNBUFFERED": "1"} | self.environment
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
                 self._command,
@@ -81,10 +90,10 @@ class Child:
         if code is None:
             return ""
         self._failures = 1 if time.monotonic() - self._started > STEADY_S else self._failures + 1
-        pause_s = BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]
+        pause_s = self._backoff_s[min(self._failures, len(self._backoff_s)) - 1]
         self._again = time.monotonic() + pause_s
         self.process = None
-        return f"{self.name} ended ({_exit_text(code)}); again in {pause_s:.0f} s. Its log: {self.log_path}"
+        return f"{self.name} ended ({_exit_text(code)}); again in {pause_s:.3g} s. Its log: {self.log_path}"
 
     def tail(self, lines: int = 5) -> str:
         """Returns the end of its log."""
@@ -105,9 +114,11 @@ class Supervisor:
         settings: Settings,
         commands: Mapping[str, Sequence[str]],
         programs: Mapping[str, Sequence[str]] | None = None,
+        backoff_s: Sequence[float] = BACKOFF_S,
     ) -> None:
-        self.children = [Child(name, words, settings, ["-m", "goldstream"]) for name, words in commands.items()]
-        self.children += [Child(name, words, settings, []) for name, words in (programs or {}).items()]
+        ours = ["-m", "goldstream"]
+        self.children = [Child(name, words, settings, ours, backoff_s) for name, words in commands.items()]
+        self.children += [Child(name, words, settings, [], backoff_s) for name, words in (programs or {}).items()]
         self.peak_bytes = 0
         self._state = settings.state
 

@@ -13,28 +13,31 @@ from typing import Any
 
 import faust
 import msgspec
+from aiokafka.errors import BrokerResponseError, KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from faust.exceptions import ProducerSendError
 from mode.utils.logging import get_logger
 
 from agents.judge import judge, load_verifier
-from agents.models import Models
+from agents.models import Models, calling_for
 from agents.refiner import refine
 from agents.strategist import distil
 from agents.student import attempt
 from schemas.case import Case
 from schemas.commands import Pause
+from schemas.errors import ModelError, WriteRefused
 from schemas.kafka import bootstrap_servers, sasl_password
 from schemas.settings import Role, Settings
 from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
 from streams.clients import METADATA_MAX_AGE_MS, client_name
 from streams.follow import Follower
 from streams.serving import Serving
-from streams.stage import Stage
+from streams.stage import BATCH_BYTES, Stage
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog
 
 log = logging.getLogger(__name__)
 get_logger("aiokafka").setLevel(logging.WARNING)
+get_logger("kafka.admin._groups").setLevel(logging.ERROR)  # the watchdog's looks: it cannot read Faust's metadata
 
 _AGENTS: dict[Role, Callable[..., Awaitable[Case]]] = {
     "student": attempt,
@@ -63,7 +66,7 @@ async def run_worker(
     1. know which adapters serve and what is paused, before the first call
     2. import and load what the models need, so that the first case does not pay for it
     3. start a Faust app per role
-    4. on stop, cancel the cases in flight; what is acknowledged is committed
+    4. on stop, cancel the cases in flight; what is acknowledged is committed. It takes 10 s at most
     Raises the error of a case that could not be turned into a hop: a restart reads it again.
     """
     roles = tuple(roles)
@@ -80,6 +83,7 @@ async def run_worker(
         loop.call_soon_threadsafe(_apply_pauses, stages, paused)
 
     # 1.
+    cluster = await asyncio.to_thread(cluster_id, settings)  # says at once where no Kafka answers
     followers = [Follower(settings, ADAPTERS, serving.apply), Follower(settings, COMMANDS, command)]
     for follower in followers:
         follower.start()
@@ -91,7 +95,6 @@ async def run_worker(
         for name in settings.tasks:
             await models.warm(name)
     # 3.
-    cluster = await asyncio.to_thread(cluster_id, settings)
     apps: list[Any] = []
     watchdog = Watchdog(
         settings,
@@ -116,14 +119,10 @@ async def run_worker(
         )
     finally:
         # 4.
-        for stage in stages.values():
-            await stage.stop()
-        for app in apps:
-            await app.stop()
-        await asyncio.to_thread(watchdog.stop)
-        for follower in followers:
-            await asyncio.to_thread(follower.stop)
-        await models.close()
+        await _ended(1, [stage.stop() for stage in stages.values()])
+        await _ended(5, [app.stop() for app in apps])
+        threads = [watchdog.stop, *(follower.stop for follower in followers)]
+        await _ended(3, [models.close(), *(asyncio.to_thread(stop) for stop in threads)])
 
 
 def _build(role: Role, settings: Settings, models: Models, cluster: str) -> tuple[Any, Stage]:
@@ -144,6 +143,7 @@ def _build(role: Role, settings: Settings, models: Models, cluster: str) -> tupl
         broker_heartbeat_interval=3,
         consumer_auto_offset_reset="earliest",
         producer_max_request_size=settings.kafka.max_message_bytes + 100_000,
+        producer_max_batch_size=BATCH_BYTES,
         producer_linger=0.02,  # 20 ms a hop beside seconds of model time; a fifth of the requests
         broker_client_id=client_name(role),
         consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
@@ -152,15 +152,28 @@ def _build(role: Role, settings: Settings, models: Models, cluster: str) -> tupl
     async def produce(topic: str, key: bytes, value: bytes) -> None:
         try:
             await app.producer.send_and_wait(topic, key, value, None, None, None)
-        except ProducerSendError as error:
-            raise ConnectionError(f"{type(error.__cause__ or error).__name__}") from error
+        except (ProducerSendError, KafkaError) as error:
+            raise undelivered(error) from error
 
     act = _AGENTS[role]
 
     async def handle(case: Case, deadline: float) -> Case:
+        calling_for.set(case.case_id)
         return await act(case, settings, models, deadline=deadline)
 
-    stage = Stage(role, settings, handle, produce, cluster, lambda: app.consumer_generation_id)
+    async def outage_s(case: Case, error: ModelError) -> float | None:
+        return await models.outage_s(role, case.task, case.case_id, error)
+
+    stage = Stage(
+        role,
+        settings,
+        handle,
+        produce,
+        cluster,
+        lambda: app.consumer_generation_id,
+        lambda: models.held(role),
+        outage_s,
+    )
     raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     topic = app.topic(settings.topic(STAGE_INPUT[role]), **raw)
 
@@ -173,6 +186,17 @@ def _build(role: Role, settings: Settings, models: Models, cluster: str) -> tupl
         stage.assigned(assigned)
 
     return app, stage
+
+
+def undelivered(error: Exception) -> Exception:
+    """Returns what a failed produce means: WriteRefused where the broker said no, else ConnectionError."""
+    cause = error.__cause__ if isinstance(error, ProducerSendError) and error.__cause__ else error
+    name = type(cause).__name__
+    if isinstance(cause, MessageSizeTooLargeError | RecordListTooLargeError):
+        return WriteRefused(name, too_large=True)
+    if isinstance(cause, BrokerResponseError) and not cause.retriable:
+        return WriteRefused(name)
+    return ConnectionError(name)
 
 
 def _credentials(settings: Settings) -> Any:
@@ -194,10 +218,21 @@ def _credentials(settings: Settings) -> Any:
 
 def _apply_pauses(stages: dict[str, Stage], paused: dict[str, bool]) -> None:
     for name, stage in stages.items():
-        if paused.get(name):
-            stage.open.clear()
-        else:
-            stage.open.set()
+        stage.paused = paused.get(name, False)
+
+
+async def _ended(limit_s: float, stops: Iterable[Awaitable[Any]]) -> None:
+    """Waits for what is being stopped, side by side; what hangs is left behind, for the process ends anyway."""
+    tasks = [asyncio.ensure_future(stop) for stop in stops]
+    if not tasks:
+        return
+    done, late = await asyncio.wait(tasks, timeout=limit_s)
+    for task in done:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("while stopping: %s: %s", type(error).__name__, error)
+    for task in late:
+        log.warning("%s did not stop within %.0f s", getattr(task.get_coro(), "__qualname__", "something"), limit_s)
+        task.cancel()
 
 
 async def _crashed(app: Any) -> None:

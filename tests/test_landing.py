@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ended_cases import ended
+from ended_cases import ended, land
 
 from schemas.errors import ChainBroken, Fenced, GoldError
-from schemas.gold import current_watermark, landing_folder, read_chain, read_outcomes
-from schemas.outcomes import outcome_row
+from schemas.gold import END_OFFSET, START_OFFSET, current_watermark, landing_folder, read_chain, read_outcomes
+from schemas.outcomes import outcome_row, outcome_table
 from streams.landing import LandingChain
 
 ROOT = Path(__file__).parents[1]
@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 _WRITE_ONE_MORE = """
 import sys
 from pathlib import Path
-from ended_cases import ended
-from schemas.outcomes import outcome_row
+from ended_cases import ended, land
+from schemas.outcomes import outcome_row, outcome_table
 from streams.landing import LandingChain
 
 chain = LandingChain(Path(sys.argv[1]), 0)
@@ -180,3 +180,24 @@ def test_a_renamed_file_is_refused(tmp_path: Path) -> None:
     path.rename(landing_folder(tmp_path, 0) / path.name.replace("00000.parquet", "00001.parquet"))
     with pytest.raises(ChainBroken, match="its name contradicts"):
         LandingChain(tmp_path, 0)
+
+
+def test_a_single_flipped_bit_anywhere_is_found_when_the_chain_is_opened(tmp_path: Path) -> None:
+    land(tmp_path, [ended(number) for number in range(20)])
+    (path,) = (tmp_path / "landing" / "p=00000").glob("*.parquet")
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(ChainBroken, match=path.name):
+            LandingChain(tmp_path, 0)
+    path.write_bytes(whole)
+    assert LandingChain(tmp_path, 0).tip == 20
+
+
+def test_a_file_from_before_files_were_sealed_is_read(tmp_path: Path) -> None:
+    table = outcome_table([])
+    footer = {START_OFFSET: b"0", END_OFFSET: b"3"}
+    folder = tmp_path / "landing" / "p=00000"
+    folder.mkdir(parents=True)
+    pq.write_table(table.replace_schema_metadata(footer), folder / f"00000-{0:020d}.parquet")
+    assert LandingChain(tmp_path, 0).tip == 3

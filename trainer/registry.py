@@ -35,6 +35,7 @@ from schemas.adapters import (
     verify_adapter,
 )
 from schemas.errors import AdapterError
+from schemas.faults import crash_point
 
 GATE = "gate.json"
 LEFTOVER_AGE_S = 3600.0
@@ -80,12 +81,14 @@ def publish(registry: Path, run: Path, manifest: AdapterManifest) -> Path:
         _write(temporary / MANIFEST, msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))  # 2
         _sync(temporary)
         verify_adapter(temporary)  # 3
+        crash_point("registry.before_rename")
         try:
             temporary.rename(final)  # 4; onto a folder that is not empty it fails
         except OSError as error:
             if final.exists():
                 raise AdapterError(f"{final} exists already; a version is never overwritten. Train again.") from error
             raise
+        crash_point("registry.after_rename")
         _sync(final.parent)
         return final
     finally:
@@ -219,6 +222,7 @@ def _link_new(registry: Path, task: str, target: Path, data: bytes) -> bool:
         return False
     finally:
         temporary.unlink()
+    crash_point("registry.after_link")
     _sync(target.parent)
     return True
 

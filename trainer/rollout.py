@@ -22,7 +22,8 @@ import msgspec
 
 from schemas.adapters import AdapterRecord, adapter_folder, base_fingerprint, served_name, verify_adapter
 from schemas.errors import AdapterError, BrokerError, GoldstreamError, SettingsError
-from schemas.kafka import client_options
+from schemas.faults import crash_point
+from schemas.kafka import connect
 from schemas.settings import Model, Settings
 from schemas.topics import ADAPTERS
 from trainer.registry import lease, promotions
@@ -96,8 +97,9 @@ class KafkaRecords:
         from kafka.errors import KafkaError
 
         try:
-            consumer = KafkaConsumer(
-                **client_options(self.settings),
+            consumer = connect(
+                KafkaConsumer,
+                self.settings,
                 group_id=None,
                 isolation_level="read_committed",
                 enable_auto_commit=False,
@@ -138,8 +140,9 @@ class KafkaRecords:
         from kafka.errors import KafkaError
 
         try:
-            producer = KafkaProducer(
-                **client_options(self.settings),
+            producer = connect(
+                KafkaProducer,
+                self.settings,
                 acks="all",
                 enable_idempotence=True,
                 allow_auto_create_topics=False,
@@ -240,7 +243,9 @@ class _TaskRollout:
                 if not self.server.has(served_as):
                     self.server.load(served_as, folder)
                 self.server.smoke_test(served_as)
+        crash_point("rollout.before_record")
         self.writer.append(self.task, wanted, served_as=served_as, reason=reason, previous=current)  # 4
+        crash_point("rollout.after_record")
         log.info("%s: %s serves now, after %s", self.task, wanted or "the base", current or "the base")
         oldest = serving.previous if serving else ""
         if self.server and oldest not in ("", wanted, current):  # 5

@@ -1,0 +1,85 @@
+"""Faults of the disk, and of who writes adapters: on lanes whose gold set and registry lie on small file systems.
+
+Mounting needs root; where it is refused the faults are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from factory import Broker, Lane
+from harm import refusals
+
+
+class Skipped(Exception):
+    """This machine does not permit the fault; printed with its reason and never counted as passed."""
+
+
+@contextmanager
+def mounted(path: Path, size: str = "24m") -> Iterator[Path]:
+    """A small file system in memory at `path`; raises Skipped where mounting is refused."""
+    path.mkdir(parents=True, exist_ok=True)
+    if shutil.which("mount") is None:
+        raise Skipped("there is no mount command here")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "goldstream-chaos", str(path)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Skipped(f"mounting a small file system is not permitted ({done.stderr.strip()})")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=False, capture_output=True)
+
+
+@contextmanager
+def disk_lane(folder: Path, broker: Broker) -> Iterator[Lane]:
+    """A lane of stub models whose gold set lies on a small file system of its own."""
+    with mounted(folder / "disk" / "state" / "gold"), Lane(folder, "disk", broker) as lane:
+        yield lane
+
+
+def full(lane: Lane, cases: int) -> str:
+    """The disk fills up under the sink; it says so and waits, and goes on once there is room."""
+    filler = lane.settings.gold / "filler"
+    lane.feed(cases)
+    lane.sleep(2)
+    fill(filler)
+    try:
+        said = _refused(lane, "No space left on device")
+        lane.sleep(3)
+    finally:
+        filler.unlink()
+    return "" if said else "the sink did not say that the disk is full"
+
+
+def read_only(lane: Lane, cases: int) -> str:
+    """The file system under the sink turns read-only; it says so and waits, and goes on once it is writable."""
+    lane.feed(cases)
+    lane.sleep(2)
+    _remount(lane.settings.gold, "ro")
+    try:
+        said = _refused(lane, "Read-only file system")
+        lane.sleep(3)
+    finally:
+        _remount(lane.settings.gold, "rw")
+    return "" if said else "the sink did not say that the file system is read-only"
+
+
+def _refused(lane: Lane, words: str) -> bool:
+    return lane.wait_for(lambda: words in refusals(lane.log_text("sink")), 30)
+
+
+def _remount(path: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(path)], check=True, capture_output=True)
+
+
+def fill(path: Path) -> None:
+    """Writes to `path` until its file system is full."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"\0" * (1 << 16)):
+            pass

@@ -1,0 +1,459 @@
+"""The factory under fault: real processes on the real broker, traffic with known ids, drain, and an independent count.
+
+A `Lane` is one set of processes with topics and files of its own; faults take turns on it. Everything it starts it
+stops by its own id. Its count of what is lost or double reads the landing files with DuckDB and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from kafka import KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from schemas.errors import BrokerError
+from schemas.kafka import client_options
+from schemas.settings import ROLES, Settings, load_settings
+from streams.broker import kill_broker, start_broker, stop_broker
+from streams.clients import make_consumer
+from streams.lag import LagReader, group_topics
+from streams.supervisor import Child, Supervisor
+from streams.topics import connect_admin, create_topics, ensure_source_topic
+
+HERE = Path(__file__).parent
+TOPIC = "chaos"
+PARTITIONS = 2
+CONFIG = """
+[kafka]
+partitions = 2
+[worker]
+cases_in_flight = 32
+event_deadline_s = 6
+retry_delays_s = [1, 2]
+[sink]
+seconds_per_file = 1.0
+rows_per_file = 500
+[intake]
+start_at = "earliest"
+poll_records = 100
+[tasks.chaos]
+topics = ["chaos"]
+max_rounds = 3
+[tasks.chaos.rubric]
+verifier = "worker:verify"
+rules = [{ id = "ripe", text = "It is refined often enough." }]
+[tasks.chaos.student]
+model = "scripted/stub"
+[tasks.chaos.refiner]
+model = "scripted/stub"
+[tasks.chaos.strategist]
+model = "scripted/stub"
+"""
+BACKOFF_S = (0.1, 0.5, 1.0, 2.0)
+SESSION_S = 6.0  # the least the broker allows
+CASE_ID = re.compile(rb"\[case ([\w.-]+) needs ")
+DRAIN_LIMIT_S = 150.0
+
+
+class Broker:
+    """The one broker of a run; it can die and come back on its port with its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self._settings = load_settings(None, [f"state_dir={folder}"], environ={})
+        self.address = start_broker(self._settings).bootstrap_servers
+
+    def kill(self) -> None:
+        """Kills it as a power cut would kill the process."""
+        kill_broker(self._settings)
+
+    def start(self) -> None:
+        """Starts it again, on the same port."""
+        status = start_broker(self._settings, int(self.address.rpartition(":")[2]))
+        assert status.bootstrap_servers == self.address
+
+    def stop(self) -> None:
+        """Stops it in order."""
+        stop_broker(self._settings)
+
+
+class Lane:
+    """One running factory. Use as a context manager; `begin`, `feed`, do harm, `drain`, `count`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        broker: Broker,
+        config: str = CONFIG,
+        *,
+        stub: bool = True,
+        besides: Sequence[str] = (),
+    ) -> None:
+        """With `stub` one stub worker per role, else one `goldstream worker`; `besides` names more of our commands."""
+        self.name, self.broker = name, broker
+        self.folder = folder / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config = self.folder / "goldstream.toml"
+        self.config.write_text(config)
+        self.calls = self.folder / "calls.log"
+        self.calls.touch()
+        self.overrides = [
+            f"kafka.bootstrap_servers={broker.address}",
+            f"kafka.topic_prefix={name}.",
+            f"state_dir={self.folder / 'state'}",
+        ]
+        self.settings: Settings = load_settings(self.config, self.overrides, environ={})
+        self.options = ["--config", str(self.config)]
+        for override in self.overrides:
+            self.options += ["--set", override]
+        commands = {name: [name, *self.options] for name in ("intake", "retries", "sink", *besides)}
+        programs = {role: self.worker_words(role) for role in ROLES if stub}
+        self.supervisor = Supervisor(self.settings, commands, programs, BACKOFF_S)
+        self.events: list[str] = []
+        self.kills = 0
+        self._armed: dict[str, str] = {}
+        self._reset("", random.Random(0))
+
+    def __enter__(self) -> Lane:
+        create_topics(self.settings)
+        ensure_source_topic(self.settings, TOPIC, PARTITIONS)
+        self._admin = connect_admin(self.settings)
+        self._reader = make_consumer(self.settings)
+        os.environ.update({"CHAOS_CALL_LOG": str(self.calls), "CHAOS_SESSION_S": str(SESSION_S)})
+        os.environ["PYTHONPATH"] = str(HERE)  # where our processes find the verifier "worker:verify"
+        self.supervisor.__enter__()
+        try:
+            self.supervisor.wait_ready(180)
+        except BaseException:
+            self.supervisor.stop()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop_feeding.set()
+        self.supervisor.stop()
+        self._reader.close()
+        self._admin.close()
+
+    def worker_words(self, stages: str) -> list[str]:
+        """Returns the command line of a stub worker for these roles."""
+        return [str(HERE / "worker.py"), *self.options, "--stages", stages]
+
+    def begin(self, fault: str, dice: random.Random) -> None:
+        """Starts the count anew: everything from here on belongs to this fault."""
+        self._reset(fault, dice)
+
+    # Traffic
+
+    def feed(self, cases: int, seconds: float = 5.0, acts: Callable[[int], str] = lambda n: "", **body: Any) -> None:
+        """Logs `cases` requests of the product over `seconds`, in the background; `acts` adds to the prompt of one.
+
+        One in 25 meets a model that is away once, so that gs.retry topics carry cases too.
+        """
+
+        def run() -> None:
+            producer = self.producer()
+            waiting = []
+            began = time.monotonic()
+            for number in range(cases):
+                act = acts(number) or (" student:flaky" if number % 25 == 7 else "")
+                marked = f"{self.fault}-{number:05d}{'-x' if act else ''}"
+                text = f"[case {marked} needs {number % 4 and (number % 3 or 2)}{act}] {FILLING}"
+                waiting.append(producer.send(TOPIC, value=log_record(text, marked), partition=number % PARTITIONS))
+                late_s = seconds * number / cases - (time.monotonic() - began)
+                if late_s > 0.05 and self._stop_feeding.wait(late_s):
+                    break
+            self._note_sent(waiting)
+            producer.close(timeout=10)
+
+        self.fed += cases
+        self._feeder = threading.Thread(target=run, name=f"feed {self.fault}", daemon=True)
+        self._feeder.start()
+
+    def send(self, values: Iterable[bytes | None], topic: str = TOPIC, expect: bool = True) -> None:
+        """Produces raw values at once; those to the product's topic must each end as an outcome."""
+        producer = self.producer()
+        futures = [producer.send(topic, value=value, key=key_of(value)) for value in values]
+        self._note_sent(futures, expect)
+        self.fed += len(futures) if expect else 0
+        producer.close(timeout=10)
+
+    def producer(self) -> Any:
+        """Returns a producer for anything a test wants on a topic."""
+        return KafkaProducer(**client_options(self.settings), acks="all", max_request_size=10_000_000, linger_ms=5)
+
+    def raw(self, topic: str) -> list[bytes | None]:
+        """Returns what this fault has put on a topic, record by record."""
+        tps = [tp for tp in self._start if tp.topic == topic]
+        return [value for _, value in self._read({tp: self._start[tp] for tp in tps})]
+
+    # Waiting; dead children are noticed and restarted here and nowhere else
+
+    def tick(self) -> None:
+        """Notes what died and what it had in hand, and restarts it."""
+        for child in self.supervisor.children:
+            if child.process is not None and child.process.poll() is not None:
+                code = child.process.returncode
+                self.events.append(f"{child.name} ended with {code}")
+                armed = self._armed.pop(child.name, "")
+                child.environment.pop("GOLDSTREAM_CRASH_AT", None)
+                if code == -signal.SIGKILL:
+                    self.kills += 1
+                    if armed:
+                        self.reached.append(armed)
+                    self._note_at_risk(child.name)
+        self.supervisor.check()
+
+    def sleep(self, seconds: float) -> None:
+        """Waits while the supervisor works."""
+        self.wait_for(lambda: False, seconds)
+
+    def wait_for(self, condition: Callable[[], bool], limit_s: float = 60.0) -> bool:
+        """Waits until `condition` holds; returns whether it came to that."""
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            self.tick()
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def drain(self, limit_s: float = DRAIN_LIMIT_S) -> bool:
+        """Waits until all traffic is sent and no group of ours is behind; returns False after `limit_s`."""
+        deadline = time.monotonic() + limit_s
+        if self._feeder is not None:
+            self.wait_for(lambda: not self._feeder.is_alive(), limit_s)
+        quiet, reader = 0, None
+        try:
+            while quiet < 2:  # between two hops a case is for a moment in no group's lag
+                self.sleep(0.4)
+                try:
+                    reader = reader or LagReader(self.settings).__enter__()
+                    self.lag = reader.by_group()
+                    quiet = 0 if any(self.lag.values()) else quiet + 1
+                except (KafkaError, BrokerError):
+                    quiet = 0
+                if time.monotonic() > deadline:
+                    return False
+            return True
+        finally:
+            if reader is not None:
+                reader.__exit__()
+
+    # Harm
+
+    def child(self, name: str) -> Child:
+        """Returns a supervised process by name."""
+        return next(child for child in self.supervisor.children if child.name == name)
+
+    def send_signal(self, name: str, number: int) -> None:
+        """Sends a signal to a child, if it runs now."""
+        process = self.child(name).process
+        if process is not None and process.poll() is None:
+            process.send_signal(number)
+
+    def kill(self, *names: str) -> None:
+        """Kills children at once and waits until they are gone."""
+        for name in names:
+            self.send_signal(name, signal.SIGKILL)
+        for name in names:
+            process = self.child(name).process
+            if process is not None:
+                process.wait(10)
+        self.tick()
+
+    def restart(self, name: str, **environment: str) -> None:
+        """Ends a child in order and starts it with these variables besides."""
+        child = self.child(name)
+        child.environment.update(environment)
+        self.send_signal(name, signal.SIGTERM)
+        if child.process is not None:
+            child.process.wait(30)
+
+    def arm(self, points: dict[str, str]) -> None:
+        """Restarts children so that each dies at its crash point, "name:N"; after that death they live on as before."""
+        for name, point in points.items():
+            self._armed[name] = point
+            self.send_signal(name, signal.SIGTERM)
+            self.child(name).environment["GOLDSTREAM_CRASH_AT"] = point
+        for name in points:
+            process = self.child(name).process
+            if process is not None:
+                process.wait(30)
+                # Ended in order, so it is armed still: `tick` must not take this end for the crash.
+                self.child(name).check()
+        self.wait_for(lambda: all(self.child(name).ready or name not in self._armed for name in points), 90)
+
+    def join(self, name: str, stages: str = "") -> Child:
+        """Starts one more process: a stub worker of these stages, or without any the command before the "+"."""
+        if stages:
+            child = Child(name, self.worker_words(stages), self.settings, [], BACKOFF_S)
+        else:
+            child = Child(name, [name.partition("+")[0], *self.options], self.settings, ["-m", "goldstream"], BACKOFF_S)
+        self.supervisor.children.append(child)
+        child.start()
+        return child
+
+    def leave(self, child: Child, number: int = signal.SIGTERM) -> None:
+        """Ends a worker that joined, for good."""
+        self.supervisor.children.remove(child)
+        if child.process is not None and child.process.poll() is None:
+            child.process.send_signal(number)
+            try:
+                child.process.wait(20)
+            finally:
+                if child.process.poll() is None:
+                    child.process.kill()
+
+    def log_text(self, name: str) -> str:
+        """Returns what a child has written since the fault began."""
+        path = self.child(name).log_path
+        with path.open("rb") as file:
+            file.seek(self._log_sizes.get(name, 0))
+            return file.read().decode(errors="replace")
+
+    # Counting
+
+    def calls_made(self) -> Counter[tuple[str, str, str]]:
+        """Returns how often each (role, case, round) was called since the fault began. A role may be "student-away"."""
+        with self.calls.open("rb") as file:
+            file.seek(self._calls_start)
+            lines = file.read().decode().splitlines()
+        return Counter(tuple(line.split()) for line in lines if line.split()[1].startswith(self.fault))
+
+    def count(self) -> dict[str, Any]:
+        """Counts what became of this fault's records, with DuckDB over the landing files alone."""
+        files = f"{self.settings.gold}/landing/p=0*/*.parquet"
+        sent = pa.table(
+            {"t": [s[0] for s in self.sent], "p": [s[1] for s in self.sent], "o": [s[2] for s in self.sent]}
+        )
+        with duckdb.connect(":memory:") as db:
+            db.register("sent", sent)
+            db.execute(f"""
+                CREATE TABLE rows AS SELECT case_id, epoch, outcome, reason, source_topic t, source_partition p,
+                source_offset o, source_index i, kafka_partition kp, kafka_offset ko
+                FROM read_parquet('{files}', union_by_name = true)""")
+            (lost,) = db.execute("SELECT count(*) FROM sent ANTI JOIN rows USING (t, p, o)").fetchone()
+            doubles = [
+                db.execute(f"SELECT count(*) - count(DISTINCT ({key})) FROM rows").fetchone()[0]
+                for key in ("case_id, epoch", "t, p, o, i, epoch", "kp, ko")
+            ]
+            mine = "SELECT {} FROM rows SEMI JOIN sent USING (t, p, o)"
+            outcomes = dict(db.execute(mine.format("outcome, count(*)") + " GROUP BY 1 ORDER BY 1").fetchall())
+            fine = ", ".join(f"'{word}'" for word in ("gold", "holdout", "dropped", *sorted(self.tolerated)))
+            plain = "rows.case_id NOT LIKE '%-x' AND rows.case_id NOT LIKE 'at-%'"
+            plain += f" AND outcome NOT IN ({fine}) AND reason NOT IN ({fine})"
+            odd = db.execute(mine.format("case_id, outcome, reason") + f" WHERE {plain} LIMIT 5").fetchall()
+            total = db.execute(mine.format("count(*)") + f" WHERE {plain}").fetchone()[0]
+            reasons = dict(
+                db.execute(mine.format("reason, count(*)") + " WHERE reason <> '' GROUP BY 1 ORDER BY 1").fetchall()
+            )
+        repeated = {key: times - 1 for key, times in self.calls_made().items() if times > 1 and "-" not in key[0]}
+        cases = {case for _, case, _ in repeated}
+        result = {
+            "cases": self.fed,
+            "lost": lost,
+            "duplicates": sum(doubles),
+            "repeated_calls": sum(repeated.values()),
+            "kills": self.kills,
+            "outcomes": outcomes,
+            "reasons": reasons,
+        }
+        if self.at_risk is not None:
+            result |= {"repeated_cases": len(cases), "uncommitted_cases": len(self.at_risk)}
+            result["beyond_uncommitted"] = len(cases - self.at_risk)
+        if total:
+            result["unexpected"] = {"rows": total, "examples": [" ".join(row) for row in odd]}
+        return result
+
+    def tails(self, lines: int = 12) -> str:
+        """Returns the ends of all logs."""
+        return "\n".join(f"--- {child.name}\n{child.tail(lines)}" for child in self.supervisor.children)
+
+    def _reset(self, fault: str, dice: random.Random) -> None:
+        self.fault, self.dice = fault, dice
+        self.fed = self.kills = 0
+        self.sent: list[tuple[str, int, int]] = []
+        self.reached: list[str] = []
+        self.at_risk: set[str] | None = set()  # None once something else than a kill may repeat calls
+        self.events = []
+        self.tolerated: set[str] = set()  # outcomes and reasons this fault may give its plain cases
+        self.lag: dict[str, int] = {}
+        self._armed.clear()
+        self._stop_feeding = threading.Event()
+        self._feeder: threading.Thread | None = None
+        self._calls_start = self.calls.stat().st_size
+        self._log_sizes = {c.name: c.log_path.stat().st_size for c in self.supervisor.children if c.log_path.exists()}
+        if fault:
+            topics = {t for topics in group_topics(self.settings).values() for t in topics}
+            tps = [TopicPartition(t, p) for t in topics for p in self._reader.partitions_for_topic(t) or ()]
+            self._start: dict[Any, int] = self._reader.end_offsets(tps)
+
+    def _note_sent(self, futures: Sequence[Any], expect: bool = True) -> None:
+        for future in futures:
+            place = future.get(timeout=120)
+            if expect:
+                self.sent.append((place.topic, place.partition, place.offset))
+
+    def _note_at_risk(self, name: str) -> None:
+        """Adds the cases that a process just killed had taken and not committed: they alone may repeat calls."""
+        group = name.partition("+")[0]
+        if self.at_risk is None or group not in group_topics(self.settings) or group == "sink":
+            return
+        try:
+            committed = self._admin.list_group_offsets({self.settings.topic(group): None})
+            offsets = {tp: found.offset for tp, found in committed.get(self.settings.topic(group), {}).items()}
+            pending = {found[1].decode() for _, value in self._read(offsets) if (found := CASE_ID.search(value or b""))}
+            if group == "intake":
+                admitted = {m[1].decode() for v in self.raw(self.settings.topic("prompts")) if (m := CASE_ID.search(v))}
+                self.at_risk |= pending & admitted
+            elif group == "retries":
+                self.at_risk |= pending
+            else:
+                self.at_risk |= pending & {
+                    case for role, case, _ in self.calls_made() if role.partition("-")[0] == group
+                }
+        except KafkaError:
+            self.at_risk = None  # the broker is away too; nothing can be said about this one
+
+    def _read(self, start: dict[Any, int]) -> list[tuple[Any, bytes | None]]:
+        """Returns the records of some partitions from `start` to their present ends."""
+        if not start:
+            return []
+        reader, found = self._reader, []
+        ends = reader.end_offsets(list(start))
+        reader.assign(list(start))
+        for tp, offset in start.items():
+            reader.seek(tp, max(offset, 0))
+        deadline = time.monotonic() + 20
+        while any(reader.position(tp) < ends[tp] for tp in start) and time.monotonic() < deadline:
+            for tp, records in reader.poll(timeout_ms=200).items():
+                found += [(tp, record.value) for record in records if record.offset < ends[tp]]
+        return found
+
+
+FILLING = "The patient reports a cough and takes 500 mg of metformin daily. " * 4
+
+
+def log_record(text: str, request_id: str) -> bytes:
+    """Returns a record as the product logs it."""
+    response = {"id": request_id, "choices": [{"message": {"role": "assistant", "content": "wait"}}]}
+    return json.dumps({"request": {"messages": [{"role": "user", "content": text}]}, "response": response}).encode()
+
+
+def key_of(value: bytes | None) -> bytes:
+    """Returns the key our own processes would give a message: its case_id where it has one."""
+    found = re.search(rb'"case_id":"([^"]+)"', value or b"")
+    return found[1] if found else b"k"

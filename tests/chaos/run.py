@@ -1,0 +1,132 @@
+"""`make chaos`: every fault of tests/chaos/faults.py while thousands of cases flow, then drain, audit and count.
+
+Prints the table of faults, counts and results; exits 1 if anything is lost, double, stuck or a fault did not happen.
+A whole run without --json keeps its record in tests/chaos/records/, and so does --keep; a seed repeats the schedule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import random
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # pipeline.py and stub_models.py, shared with the tests
+
+import psutil
+from disks import Skipped
+from factory import Broker
+from faults import FAULTS, LANES, Fault
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def run_fault(fault: Fault, lane: Any, cases: int, seed: int) -> dict[str, Any]:
+    """Runs one fault on a lane and returns its line of the record."""
+    began = time.monotonic()
+    line: dict[str, Any] = {"name": fault.name, "runs": 1}
+    problems = []
+    lane.begin(fault.name, random.Random(f"{seed} {fault.name}"))
+    try:
+        said = fault.act(lane, max(int(cases * fault.share), 20))
+        if said:
+            problems.append(said)
+        if not lane.drain():
+            problems.append(f"stuck, lag { ({group: lag for group, lag in lane.lag.items() if lag}) }")
+        line |= lane.count()
+    except Skipped as reason:
+        return line | {"result": f"skipped: {reason}"}
+    except Exception as error:
+        problems.append(f"{type(error).__name__}: {error}")
+    problems += [f"{line[name]} {name}" for name in ("lost", "duplicates", "beyond_uncommitted") if line.get(name)]
+    if "unexpected" in line:
+        problems.append(f"unexpected outcomes: {line['unexpected']}")
+    line |= {"result": "; ".join(problems) or "ok", "seconds": round(time.monotonic() - began, 1)}
+    if problems:
+        line["events"] = lane.events[-20:]
+        line["logs"] = lane.tails().splitlines()
+    return line
+
+
+def run(faults: list[Fault], cases: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Runs faults in the order of the table; those of one lane share its processes."""
+    lines = []
+    broker = Broker(folder / "broker")
+    try:
+        for name in dict.fromkeys(fault.lane for fault in faults):
+            try:
+                with LANES[name](folder, broker) as lane:
+                    for fault in (f for f in faults if f.lane == name):
+                        lines.append(run_fault(fault, lane, cases, seed))
+                        show(lines[-1])
+            except Skipped as reason:
+                lines += [{"name": f.name, "runs": 0, "result": f"skipped: {reason}"} for f in faults if f.lane == name]
+    finally:
+        broker.stop()
+    return lines
+
+
+COLUMNS = ("kills", "cases", "lost", "duplicates", "repeated_calls", "seconds")
+
+
+def show(line: dict[str, Any]) -> None:
+    """Prints one line of the table."""
+    numbers = "".join(f"{line.get(name, '-')!s:>{max(len(name), 6) + 2}}" for name in COLUMNS)
+    sys.stdout.write(f"{line['name']:<28}{numbers}  {line['result']}\n")
+    if "logs" in line:
+        sys.stdout.write("".join(f"    | {text}\n" for text in [*line["events"], *line["logs"]]))
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Parses the command line, runs, and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=2000, help="cases per fault")
+    parser.add_argument("--seed", type=int, default=0, help="default: drawn from the clock, and printed")
+    parser.add_argument("--only", default="", help="comma-separated names, or beginnings of them")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", action="store_true", help="keep the record in tests/chaos/records too")
+    parser.add_argument("--folder", type=Path, help="keep all files here, for looking at them")
+    options = parser.parse_args()
+    seed = options.seed or int(time.time()) % 1_000_000
+    wanted = [name for name in options.only.split(",") if name]
+    faults = [fault for fault in FAULTS if not wanted or fault.name.startswith(tuple(wanted))]
+    if not faults:
+        parser.error(f"no fault begins with {options.only}; known: {', '.join(fault.name for fault in FAULTS)}")
+    began = time.monotonic()
+    sys.stdout.write(f"{len(faults)} faults, {options.cases} cases each, seed {seed}\n")
+    sys.stdout.write(f"{'fault':<28}{''.join(f'{name:>{max(len(name), 6) + 2}}' for name in COLUMNS)}  result\n")
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        lines = run(faults, options.cases, seed, folder)
+    failed = [line["name"] for line in lines if line["result"] != "ok" and not line["result"].startswith("skipped")]
+    names = ("runs", "kills", "cases", "lost", "duplicates", "repeated_calls")
+    record = {
+        "faults": lines,
+        "totals": {name: sum(line.get(name, 0) for line in lines) for name in names} | {"failed": failed},
+        "seed": seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}",
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    totals = record["totals"]
+    sys.stdout.write(f"{len(lines)} faults in {record['seconds']} s: {json.dumps(totals)}\n")
+    text = json.dumps(record, indent=1) + "\n"
+    if options.json:
+        options.json.write_text(text)
+    if options.keep or (not options.json and not wanted):
+        kept = RECORDS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-seed{seed}.json"
+        kept.write_text(text)
+        sys.stdout.write(f"kept in {kept.relative_to(Path.cwd()) if kept.is_relative_to(Path.cwd()) else kept}\n")
+    sys.exit(1 if failed or totals["lost"] or totals["duplicates"] else 0)
+
+
+if __name__ == "__main__":
+    main()
