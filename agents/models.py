@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,7 +29,7 @@ from agents.breaker import Breaker
 from agents.local import LocalEngine
 from agents.providers import OURS, call_engine, failure, load_litellm
 from schemas.adapters import adapter_folder, served_name
-from schemas.case import Message, Spend
+from schemas.case import Attempt, Message, Spend
 from schemas.chat import split_thinking, to_chat
 from schemas.errors import (
     AdapterError,
@@ -72,6 +72,21 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     def spend(self) -> Spend:
         """Returns the call as an entry of a case's spend."""
         return Spend(1, self.prompt_tokens, self.completion_tokens, self.cost_usd, self.latency_s)
+
+    def attempt(self, source: Literal["student", "refiner"], round: int) -> Attempt:
+        """Returns the answer as an attempt at a case."""
+        return Attempt(
+            round=round,
+            source=source,
+            text=self.text,
+            model=self.model,
+            adapter=self.adapter,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            logprob=self.logprob,
+            latency_s=self.latency_s,
+            cost_usd=self.cost_usd,
+        )
 
 
 class Models:

@@ -6,7 +6,7 @@ import msgspec
 
 from agents.models import Models
 from agents.prompts import refiner_messages
-from schemas.case import Attempt, Case
+from schemas.case import Case
 from schemas.settings import Settings
 
 
@@ -14,16 +14,5 @@ async def refine(case: Case, settings: Settings, models: Models, *, deadline: fl
     """Returns the case with one more attempt, a round further. Raises ModelError as agents.models does."""
     prompt = refiner_messages(case, settings.task(case.task).rubric)
     answer = await models.complete("refiner", case.task, prompt, deadline=deadline)
-    rewritten = Attempt(
-        round=case.rounds + 1,
-        source="refiner",
-        text=answer.text,
-        model=answer.model,
-        adapter=answer.adapter,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        logprob=answer.logprob,
-        latency_s=answer.latency_s,
-        cost_usd=answer.cost_usd,
-    )
+    rewritten = answer.attempt("refiner", case.rounds + 1)
     return msgspec.structs.replace(case, attempts=(*case.attempts, rewritten), spend=case.spend.plus(answer.spend()))
