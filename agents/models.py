@@ -477,7 +477,8 @@ def _completion(response: Any, model: Model, adapter: str, latency_s: float, wha
     if not response.choices:
         raise BadAnswer(f"{what} answered without choices; expected one.")
     choice = response.choices[0]
-    thinking, text = split_thinking(choice.message.content or "")
+    content = (choice.message.content or "").encode("utf-8", "replace").decode()  # a lone surrogate fits no message
+    thinking, text = split_thinking(content)
     if not text:
         raise BadAnswer(
             f"{what} answered with empty content (finish reason {choice.finish_reason}). "

@@ -10,6 +10,7 @@ import email.utils
 import functools
 import logging
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -31,6 +32,20 @@ from schemas.errors import (
 )
 
 OURS = "goldstream"  # key in LiteLLM's hidden parameters, which reach the caller untouched
+
+_WORD = re.compile(r"\w{2,}")
+_ESCAPED = re.compile(r"\\+(?:[ux]([0-9a-fA-F]{4}|[0-9a-fA-F]{2})|[nrtbf\"'/])")
+_SPOKEN = frozenset(
+    re.findall(
+        r"\w+",
+        "an and api at be bad body but by can cannot code content context could error exceeded exceeds exception "
+        "expected field for found function greater has image in input internal invalid is it key larger least length "
+        "less limit litellm max max_tokens maximum message messages missing model more must no not object of on one or "
+        "param parameter permission prompt quota rate reached refused request requested required requires response "
+        "role schema server stream supported system than that the this timeout to token tokens too tool type unknown "
+        "unsupported use user valid value was with you your",
+    )
+)
 
 # The engine and thinking switch of the call being made, for the `local` provider, which LiteLLM calls.
 call_engine: ContextVar[tuple[LocalEngine, bool]] = ContextVar("call_engine")
@@ -110,12 +125,21 @@ def failure(error: Exception, what: str, adapter: str, messages: Sequence[Messag
 
 
 def _detail(error: Exception, messages: Sequence[Message], key: str) -> str:
-    """Returns the first line of an error's text, short, without the key and never quoting the prompt."""
-    text = str(error).partition("\n")[0]
-    lines = {line.strip() for message in messages for line in message.text().splitlines()}
-    if any(len(line) >= 12 and line in str(error) for line in lines):
-        return f"{type(error).__name__} (the server's text quotes the prompt and is withheld)"
-    return (text.replace(key, "[key]") if key else text)[:300]
+    """Returns the first line of an error's text, short, without the key and without the prompt.
+
+    Servers quote what they were asked whole, cut or escaped, so every word that the prompt holds too is left out,
+    unless it is one of those in which servers speak of a call.
+    """
+    text = str(error).partition("\n")[0][:1000]
+    text = text.replace(key, "[key]") if key else text
+    text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else " ", text)
+    asked = msgspec.json.encode([message.text() for message in messages]).decode().lower()
+    asked = _ESCAPED.sub(" ", asked)
+    told = _WORD.sub(
+        lambda found: found[0] if found[0].lower() in _SPOKEN or found[0].lower() not in asked else "…", text
+    )
+    told = re.sub(r"…[\W_]*(?:…[\W_]*)*", "… ", told)[:300].strip()
+    return told.encode("utf-8", "replace").decode()  # half an emoji fits no message of ours
 
 
 def _retry_after_s(error: Exception) -> float | None:

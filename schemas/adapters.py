@@ -18,9 +18,10 @@ import numpy as np
 
 from schemas.errors import AdapterError
 from schemas.gold import Watermark
+from schemas.settings import TASK_NAME
 
 MANIFEST = "manifest.json"
-VERSION = re.compile(r"v(\d{4,})-[a-z0-9]{6,32}")
+VERSION = re.compile(r"v([0-9]{4,12})-[a-z0-9]{6,32}")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -83,9 +84,11 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def adapter_folder(registry: Path, task: str, version: str) -> Path:
-    """Returns the folder of a version; raises AdapterError for a name that is no version."""
+    """Returns the folder of a version; raises AdapterError for a name that is no version, or no task's."""
+    if not re.fullmatch(TASK_NAME, task):
+        raise AdapterError(f"{task[:80]!r} is no task name; expected lower-case letters, digits, - and _")
     if not VERSION.fullmatch(version):
-        raise AdapterError(f"{version!r} is no adapter version; expected a name like v0007-3fa9c2d1")
+        raise AdapterError(f"{version[:80]!r} is no adapter version; expected a name like v0007-3fa9c2d1")
     return registry / task / version
 
 

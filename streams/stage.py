@@ -19,8 +19,10 @@ import logging
 import os
 import random
 import time
+import traceback
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -233,8 +235,9 @@ class Stage:
         except ModelError as error:
             return case, await self._after_error(case, error)
         except Exception as error:
-            log.exception("%s: an agent failed on case %s; it becomes a dead letter", self.role, case.case_id)
-            return case, self._dead(case, "agent_error", f"{type(error).__name__}: {error}")
+            where = _where(error)
+            log.error("%s: an agent failed on case %s, a dead letter now: %s", self.role, case.case_id, where)
+            return case, self._dead(case, "agent_error", where)
         crash_point(f"{self.role}.after_call")
         return case, next_hop(self.role, _served(advanced), self.settings)
 
@@ -372,6 +375,14 @@ def next_hop(role: Role, case: Case, settings: Settings) -> Hop:
     if case.rounds >= settings.task(case.task).max_rounds:
         return Hop(OUTCOMES, case.ended("unresolved", role, now_ms(), detail=f"failed after {case.rounds} refinements"))
     return Hop(REFINE, case)
+
+
+def _where(error: Exception) -> str:
+    """Returns an error's kind and where it was raised. Its text is not told: it may quote the case."""
+    frames = reversed(traceback.extract_tb(error.__traceback__)[-3:])
+    return f"{type(error).__name__} in " + ", from ".join(
+        f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in frames
+    )
 
 
 def _served(case: Case) -> Case:

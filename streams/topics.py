@@ -9,14 +9,13 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from schemas.errors import BrokerError
-from schemas.kafka import bootstrap_servers, client_options
 from schemas.settings import Settings
 from schemas.topics import TopicPlan, topic_plan
+from streams.clients import make_admin
 
 
 class TopicState(NamedTuple):
@@ -28,21 +27,9 @@ class TopicState(NamedTuple):
     differs: str  # what is not as planned, "" where all is
 
 
-def connect_admin(settings: Settings, timeout_s: float = 10.0) -> Any:
+def connect_admin(settings: Settings, timeout_s: float = 8.0) -> Any:
     """Returns a connected admin client; raises BrokerError where no Kafka answers within `timeout_s`."""
-    try:
-        return KafkaAdminClient(
-            **client_options(settings),
-            client_id="goldstream-admin",
-            bootstrap_timeout_ms=int(timeout_s * 1000),
-            request_timeout_ms=20_000,
-        )
-    except KafkaError as error:
-        servers = ",".join(bootstrap_servers(settings))
-        raise BrokerError(
-            f"no Kafka answers at {servers} within {timeout_s:.0f} s ({type(error).__name__}). Check the address, or "
-            "run `goldstream broker start` for a local one."
-        ) from error
+    return make_admin(settings, timeout_s)
 
 
 def cluster_id(settings: Settings) -> str:

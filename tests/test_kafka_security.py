@@ -197,9 +197,9 @@ def test_processes_with_a_wrong_or_empty_password_end_and_say_so(
             )
             for name in ("intake", "worker", "retries", "sink")
         }
-        for name, process in running.items():
-            text = process.communicate(timeout=120)[0].decode()
-            assert process.returncode == 1, name
+        texts = {name: process.communicate(timeout=120)[0].decode() for name, process in running.items()}
+        for name, text in texts.items():
+            assert running[name].returncode == 1, name
             assert says in text.strip().splitlines()[-1], f"{name}: {text}"
             assert PASSWORD not in text
 
