@@ -7,6 +7,7 @@ and prints what happened. It decides nothing: if the gate refuses an adapter, th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,9 @@ HOLDOUT_SEED = 7000
 WAVE_SEED = 8000
 WAIT_S = 240.0  # for a wave to end, or an adapter to be decided on
 PROCESSES = ("intake", "worker", "retries", "sink", "trainer", "rollout")
+
+
+_DECIDED = {"promote": "promoted", "refuse": "refused", "undecided": "undecided"}
 
 
 class Wave(msgspec.Struct):
@@ -136,7 +140,7 @@ class _Run:
         self._wait("training", lambda: len(_reports(self.settings)) > known, self._training)
         report = _reports(self.settings)[-1]
         _say(
-            f"gate: {report.version} {report.decision}d, holdout {report.before:.1%} -> {report.after:.1%} "
+            f"gate: {report.version} {_DECIDED[report.decision]}, holdout {report.before:.1%} -> {report.after:.1%} "
             f"(p = {report.p_value:.2g}): {report.reason}"
         )
         if report.decision == "promote":
@@ -241,17 +245,23 @@ def _print_report(settings: Settings, run: _Run, report: dict[str, Any]) -> None
         "select v.rule, count(*) as times, any_value(v.hinge) as example, any_value(v.why) as why "
         "from (select unnest(violations) as v from attempts where round = 0) group by all order by times desc"
     )
-    click.echo(f'\nWhat does the student get wrong, and where?\n  goldstream gold sql "{sql}"')
+    goldstream, config = _program(), f"--config {CONFIG.relative_to(ROOT)}"
+    click.echo(f'\nWhat does the student get wrong, and where?\n  {goldstream} gold sql "{sql}" {config}')
     found, answer = query(settings.gold, sql)
     print_table(found, answer, as_json=False)
-    config = f"--config {CONFIG.relative_to(ROOT)}"
     one = _query(settings, "select case_id from gold where rounds > 1 order by case_id limit 1")
     click.echo("Next:")
-    click.echo(f'  goldstream gold sql "select * from rgt_pairs limit 4" {config}')
+    click.echo(f'  {goldstream} gold sql "select * from rgt_pairs limit 4" {config}')
     if one:
-        click.echo(f"  goldstream case {one[0][0]} {config}")
-    click.echo(f"  goldstream gold stats {config}")
-    click.echo("  goldstream init          then name your own topic, models and rules, and: goldstream up")
+        click.echo(f"  {goldstream} case {one[0][0]} {config}")
+    click.echo(f"  {goldstream} gold stats {config}")
+    click.echo(f"  {goldstream} init          then name your own topic, models and rules, and: {goldstream} up")
+
+
+def _program() -> str:
+    """Returns what to type for `goldstream`: its path where the environment is not on the search path."""
+    here = Path(sys.executable).with_name("goldstream")
+    return "goldstream" if shutil.which("goldstream") == str(here) else os.path.relpath(here)
 
 
 def _cells(wave: Wave) -> list[Any]:
