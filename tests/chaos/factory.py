@@ -1,30 +1,27 @@
-"""The factory under fault: real processes on the real broker, traffic with known ids, drain, and an independent count.
+"""The factory under fault: real processes on the real broker, their deaths and restarts, drain.
 
 A `Lane` is one set of processes with topics and files of its own; faults take turns on it. Everything it starts it
-stops by its own id. Its count of what is lost or double reads the landing files with DuckDB and nothing of ours.
+stops by its own id.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import pyarrow as pa
-from kafka import KafkaProducer, TopicPartition
+from books import count_rows
+from kafka import TopicPartition
 from kafka.errors import KafkaError
+from traffic import PARTITIONS, Acts, Traffic
 
 from schemas.errors import BrokerError
-from schemas.kafka import client_options
 from schemas.settings import ROLES, Settings, load_settings
 from streams.broker import kill_broker, start_broker, stop_broker
 from streams.clients import make_consumer
@@ -33,8 +30,6 @@ from streams.supervisor import Child, Supervisor
 from streams.topics import connect_admin, create_topics, ensure_source_topic
 
 HERE = Path(__file__).parent
-TOPIC = "chaos"
-PARTITIONS = 2
 CONFIG = """
 [kafka]
 partitions = 2
@@ -49,7 +44,7 @@ rows_per_file = 500
 start_at = "earliest"
 poll_records = 100
 [tasks.chaos]
-topics = ["chaos"]
+topics = ["TOPIC"]
 max_rounds = 3
 [tasks.chaos.rubric]
 verifier = "worker:verify"
@@ -106,7 +101,8 @@ class Lane:
         self.folder = folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config = self.folder / "goldstream.toml"
-        self.config.write_text(config)
+        self.topic = f"logs-{name}"  # of the product
+        self.config.write_text(config.replace("TOPIC", self.topic))
         self.calls = self.folder / "calls.log"
         self.calls.touch()
         self.overrides = [
@@ -128,11 +124,12 @@ class Lane:
 
     def __enter__(self) -> Lane:
         create_topics(self.settings)
-        ensure_source_topic(self.settings, TOPIC, PARTITIONS)
+        ensure_source_topic(self.settings, self.topic, PARTITIONS)
         self._admin = connect_admin(self.settings)
         self._reader = make_consumer(self.settings)
         os.environ.update({"CHAOS_CALL_LOG": str(self.calls), "CHAOS_SESSION_S": str(SESSION_S)})
-        os.environ["PYTHONPATH"] = str(HERE)  # where our processes find the verifier "worker:verify"
+        # Our processes find the verifier "worker:verify" here, and run the code this suite lies beside.
+        os.environ["PYTHONPATH"] = f"{HERE}{os.pathsep}{HERE.parents[1]}"
         self.supervisor.__enter__()
         try:
             self.supervisor.wait_ready(180)
@@ -142,8 +139,8 @@ class Lane:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop_feeding.set()
         self.supervisor.stop()
+        self.traffic.stop()
         self._reader.close()
         self._admin.close()
 
@@ -157,42 +154,13 @@ class Lane:
 
     # Traffic
 
-    def feed(self, cases: int, seconds: float = 5.0, acts: Callable[[int], str] = lambda n: "", **body: Any) -> None:
-        """Logs `cases` requests of the product over `seconds`, in the background; `acts` adds to the prompt of one.
+    def feed(self, cases: int, seconds: float = 5.0, acts: Acts = lambda number: "") -> None:
+        """Starts this fault's traffic, see Traffic.feed."""
+        self.traffic.feed(cases, seconds, acts)
 
-        One in 25 meets a model that is away once, so that gs.retry topics carry cases too.
-        """
-
-        def run() -> None:
-            producer = self.producer()
-            waiting = []
-            began = time.monotonic()
-            for number in range(cases):
-                act = acts(number) or (" student:flaky" if number % 25 == 7 else "")
-                marked = f"{self.fault}-{number:05d}{'-x' if act else ''}"
-                text = f"[case {marked} needs {number % 4 and (number % 3 or 2)}{act}] {FILLING}"
-                waiting.append(producer.send(TOPIC, value=log_record(text, marked), partition=number % PARTITIONS))
-                late_s = seconds * number / cases - (time.monotonic() - began)
-                if late_s > 0.05 and self._stop_feeding.wait(late_s):
-                    break
-            self._note_sent(waiting)
-            producer.close(timeout=10)
-
-        self.fed += cases
-        self._feeder = threading.Thread(target=run, name=f"feed {self.fault}", daemon=True)
-        self._feeder.start()
-
-    def send(self, values: Iterable[bytes | None], topic: str = TOPIC, expect: bool = True) -> None:
-        """Produces raw values at once; those to the product's topic must each end as an outcome."""
-        producer = self.producer()
-        futures = [producer.send(topic, value=value, key=key_of(value)) for value in values]
-        self._note_sent(futures, expect)
-        self.fed += len(futures) if expect else 0
-        producer.close(timeout=10)
-
-    def producer(self) -> Any:
-        """Returns a producer for anything a test wants on a topic."""
-        return KafkaProducer(**client_options(self.settings), acks="all", max_request_size=10_000_000, linger_ms=5)
+    def send(self, values: Iterable[bytes | None], topic: str = "", expect: bool = True) -> None:
+        """Produces raw values at once, see Traffic.send."""
+        self.traffic.send(values, topic, expect)
 
     def raw(self, topic: str) -> list[bytes | None]:
         """Returns what this fault has put on a topic, record by record."""
@@ -233,8 +201,7 @@ class Lane:
     def drain(self, limit_s: float = DRAIN_LIMIT_S) -> bool:
         """Waits until all traffic is sent and no group of ours is behind; returns False after `limit_s`."""
         deadline = time.monotonic() + limit_s
-        if self._feeder is not None:
-            self.wait_for(lambda: not self._feeder.is_alive(), limit_s)
+        self.wait_for(lambda: self.traffic.ended, limit_s)
         quiet, reader = 0, None
         try:
             while quiet < 2:  # between two hops a case is for a moment in no group's lag
@@ -311,6 +278,7 @@ class Lane:
         self.supervisor.children.remove(child)
         if child.process is not None and child.process.poll() is None:
             child.process.send_signal(number)
+            self.kills += number == signal.SIGKILL
             try:
                 child.process.wait(20)
             finally:
@@ -334,48 +302,14 @@ class Lane:
         return Counter(tuple(line.split()) for line in lines if line.split()[1].startswith(self.fault))
 
     def count(self) -> dict[str, Any]:
-        """Counts what became of this fault's records, with DuckDB over the landing files alone."""
-        files = f"{self.settings.gold}/landing/p=0*/*.parquet"
-        sent = pa.table(
-            {"t": [s[0] for s in self.sent], "p": [s[1] for s in self.sent], "o": [s[2] for s in self.sent]}
-        )
-        with duckdb.connect(":memory:") as db:
-            db.register("sent", sent)
-            db.execute(f"""
-                CREATE TABLE rows AS SELECT case_id, epoch, outcome, reason, source_topic t, source_partition p,
-                source_offset o, source_index i, kafka_partition kp, kafka_offset ko
-                FROM read_parquet('{files}', union_by_name = true)""")
-            (lost,) = db.execute("SELECT count(*) FROM sent ANTI JOIN rows USING (t, p, o)").fetchone()
-            doubles = [
-                db.execute(f"SELECT count(*) - count(DISTINCT ({key})) FROM rows").fetchone()[0]
-                for key in ("case_id, epoch", "t, p, o, i, epoch", "kp, ko")
-            ]
-            mine = "SELECT {} FROM rows SEMI JOIN sent USING (t, p, o)"
-            outcomes = dict(db.execute(mine.format("outcome, count(*)") + " GROUP BY 1 ORDER BY 1").fetchall())
-            fine = ", ".join(f"'{word}'" for word in ("gold", "holdout", "dropped", *sorted(self.tolerated)))
-            plain = "rows.case_id NOT LIKE '%-x' AND rows.case_id NOT LIKE 'at-%'"
-            plain += f" AND outcome NOT IN ({fine}) AND reason NOT IN ({fine})"
-            odd = db.execute(mine.format("case_id, outcome, reason") + f" WHERE {plain} LIMIT 5").fetchall()
-            total = db.execute(mine.format("count(*)") + f" WHERE {plain}").fetchone()[0]
-            reasons = dict(
-                db.execute(mine.format("reason, count(*)") + " WHERE reason <> '' GROUP BY 1 ORDER BY 1").fetchall()
-            )
+        """Counts what became of this fault's records, and the model calls that were made more than once."""
         repeated = {key: times - 1 for key, times in self.calls_made().items() if times > 1 and "-" not in key[0]}
         cases = {case for _, case, _ in repeated}
-        result = {
-            "cases": self.fed,
-            "lost": lost,
-            "duplicates": sum(doubles),
-            "repeated_calls": sum(repeated.values()),
-            "kills": self.kills,
-            "outcomes": outcomes,
-            "reasons": reasons,
-        }
+        result = {"cases": self.traffic.cases, "kills": self.kills, "repeated_calls": sum(repeated.values())}
+        result |= count_rows(self.settings.gold, self.traffic.sent, self.tolerated)
         if self.at_risk is not None:
             result |= {"repeated_cases": len(cases), "uncommitted_cases": len(self.at_risk)}
             result["beyond_uncommitted"] = len(cases - self.at_risk)
-        if total:
-            result["unexpected"] = {"rows": total, "examples": [" ".join(row) for row in odd]}
         return result
 
     def tails(self, lines: int = 12) -> str:
@@ -384,28 +318,20 @@ class Lane:
 
     def _reset(self, fault: str, dice: random.Random) -> None:
         self.fault, self.dice = fault, dice
-        self.fed = self.kills = 0
-        self.sent: list[tuple[str, int, int]] = []
+        self.kills = 0
+        self.traffic = Traffic(self.settings, self.topic, fault)
         self.reached: list[str] = []
         self.at_risk: set[str] | None = set()  # None once something else than a kill may repeat calls
         self.events = []
         self.tolerated: set[str] = set()  # outcomes and reasons this fault may give its plain cases
         self.lag: dict[str, int] = {}
         self._armed.clear()
-        self._stop_feeding = threading.Event()
-        self._feeder: threading.Thread | None = None
         self._calls_start = self.calls.stat().st_size
         self._log_sizes = {c.name: c.log_path.stat().st_size for c in self.supervisor.children if c.log_path.exists()}
         if fault:
             topics = {t for topics in group_topics(self.settings).values() for t in topics}
             tps = [TopicPartition(t, p) for t in topics for p in self._reader.partitions_for_topic(t) or ()]
             self._start: dict[Any, int] = self._reader.end_offsets(tps)
-
-    def _note_sent(self, futures: Sequence[Any], expect: bool = True) -> None:
-        for future in futures:
-            place = future.get(timeout=120)
-            if expect:
-                self.sent.append((place.topic, place.partition, place.offset))
 
     def _note_at_risk(self, name: str) -> None:
         """Adds the cases that a process just killed had taken and not committed: they alone may repeat calls."""
@@ -442,18 +368,3 @@ class Lane:
             for tp, records in reader.poll(timeout_ms=200).items():
                 found += [(tp, record.value) for record in records if record.offset < ends[tp]]
         return found
-
-
-FILLING = "The patient reports a cough and takes 500 mg of metformin daily. " * 4
-
-
-def log_record(text: str, request_id: str) -> bytes:
-    """Returns a record as the product logs it."""
-    response = {"id": request_id, "choices": [{"message": {"role": "assistant", "content": "wait"}}]}
-    return json.dumps({"request": {"messages": [{"role": "user", "content": text}]}, "response": response}).encode()
-
-
-def key_of(value: bytes | None) -> bytes:
-    """Returns the key our own processes would give a message: its case_id where it has one."""
-    found = re.search(rb'"case_id":"([^"]+)"', value or b"")
-    return found[1] if found else b"k"

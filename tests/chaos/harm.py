@@ -9,7 +9,8 @@ import json
 import signal
 from collections.abc import Callable
 
-from factory import SESSION_S, TOPIC, Lane, log_record
+from factory import SESSION_S, Lane
+from traffic import log_record
 
 from schemas.gold import landing_partitions, read_chain
 from schemas.settings import ROLES
@@ -185,7 +186,7 @@ def newer_writer(lane: Lane, cases: int) -> str:
         values = [value for value in lane.raw(lane.settings.topic(topic)) if value][:40]
         newer = [_from_the_future(lane, value, f"{number}9", (number + 1) * FUTURE) for value in values]
         lane.send(newer, lane.settings.topic(topic), expect=False)
-        lane.fed += len(newer)
+        lane.traffic.cases += len(newer)
         made += len(newer)
     lane.drain()
     kept = sum(b'"from_the_future"' in (value or b"") for value in lane.raw(lane.settings.topic(OUTCOMES)))
@@ -286,5 +287,5 @@ def _from_the_future(lane: Lane, value: bytes, mark: str, offset: int) -> bytes:
     case["source"]["offset"] += offset
     case |= {"schema_version": 2, "from_the_future": {"of": old, "list": [1, 2.5, None]}}
     case["source"]["also_new"] = "x"
-    lane.sent.append((TOPIC, case["source"]["partition"], case["source"]["offset"]))
+    lane.traffic.sent.append((lane.topic, case["source"]["partition"], case["source"]["offset"]))
     return json.dumps(case, separators=(",", ":")).encode()

@@ -60,9 +60,12 @@ class StubModels(Models):
 
     latency_s = float(os.environ.get("CHAOS_LATENCY_S", "0.02"))
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._done: set[tuple[str, str]] = set()
+
     async def warm(self, task: str) -> None:
         """Nothing to load."""
-        self._done: set[tuple[str, str]] = set()
 
     async def complete(self, role: Any, task: str, messages: Sequence[Message], **options: Any) -> Completion:
         """Answers as the prompt says: `slow` takes a second; `hang` and `flaky` go wrong once a process; `huge` is."""
