@@ -128,6 +128,10 @@ class Trainer(_Section, frozen=True):
     enabled: bool = True
     base: str = ""  # folder of the student's base model; not needed where the student is local/NAME
     min_corrected_rows: Positive = 200  # new gold whose first attempt failed, since the last run
+    max_age_hours: Annotated[float, Meta(ge=0)] = 0.0  # 0: off. A run also starts for corrected rows older than this,
+    min_rows_at_age: Positive = 20  # where there are this many of them
+    every_hours: Annotated[float, Meta(ge=0)] = 0.0  # 0: off. A run also starts this long after the last one
+    daily_at: Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")] = ""  # "": off. And at this time, UTC
     quiet_s: Annotated[float, Meta(ge=0)] = 0.0  # a due run waits until no gold has come for this long
     recipe: Literal["rgt", "isft"] = "rgt"
     rank: Positive = 256
@@ -147,9 +151,22 @@ class Gate(_Section, frozen=True):
 
     min_holdout: Positive = 50  # fewer holdout cases: no decision, no promotion
     max_holdout: Positive = 200
-    min_gain: float = 0.0  # pass-rate gain the candidate must exceed
-    significance: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # McNemar; a significant loss always refuses
-    promotion: Literal["auto", "manual"] = "auto"
+    test: Literal["mcnemar", "bootstrap"] = "mcnemar"  # on passes, or on mean scores where the rubric is graded
+    min_gain: Annotated[float, Meta(ge=-1, le=1)] = 0.0  # the candidate's gain, a share of 1, must exceed this
+    significance: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # a significant loss always refuses
+    resamples: Annotated[int, Meta(ge=1000, le=1_000_000)] = 10_000  # of the bootstrap
+    thinking: bool = False  # ask both with thinking on too; reported, never decisive
+    thinking_tokens: Positive = 512  # what an answer may be longer by then
+    report_examples: Annotated[int, Meta(ge=0, le=100)] = 8  # answers shown in gate.html; 0 keeps texts out of it
+    promotion: Literal["auto", "manual", "shadow"] = "auto"  # shadow: judged, and never switched by itself
+
+
+class Webhook(_Section, frozen=True):
+    """Who is told of promotions, rollbacks and refusals."""
+
+    url_env: VariableName = ""  # name of the variable that holds the URL, which is a secret; "": nobody is told
+    timeout_s: Seconds = 5.0  # of one attempt
+    retries: Annotated[int, Meta(ge=0, le=10)] = 3  # with backoff; then the message is dropped and logged
 
 
 class Task(_Section, frozen=True):
@@ -189,6 +206,7 @@ class Settings(_Section, frozen=True):
     intake: Intake = Intake()
     worker: Worker = Worker()
     sink: Sink = Sink()
+    webhook: Webhook = Webhook()
     local: dict[str, LocalModel] = {}
     tasks: dict[str, Task] = {}
 

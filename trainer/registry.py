@@ -40,13 +40,15 @@ from schemas.faults import crash_point
 GATE = "gate.json"
 LEFTOVER_AGE_S = 3600.0
 
+PromotedBy = Literal["gate", "hand", "guard"]  # the trainer, a person, rollout's live guard
+
 
 class Promotion(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of a task's promotion log: from now on this version should serve."""
 
     task: str
     version: str  # "" is the base without an adapter
-    by: Literal["gate", "hand"]
+    by: PromotedBy
     at_ms: int
     reason: str = ""
 
@@ -120,7 +122,7 @@ def read_gate(registry: Path, task: str, version: str) -> GateReport | None:
         raise AdapterError(f"{path} cannot be read: {error}") from error
 
 
-def promote(registry: Path, task: str, version: str, *, by: Literal["gate", "hand"], reason: str = "") -> Promotion:
+def promote(registry: Path, task: str, version: str, *, by: PromotedBy, reason: str = "") -> Promotion:
     """Appends to the promotion log: `version` should serve, "" for the base. Rollout does the rest.
 
     Going back to an older version is one more entry. Raises AdapterError for a version that must not be loaded.
