@@ -28,6 +28,8 @@ _SECRET_KEY = re.compile(r"(?i)(^|[_-])(api[_-]?key|secret|password|authorizatio
 Positive = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
+Percentiles = Annotated[tuple[Annotated[float, Meta(ge=0, le=100)], ...], Meta(min_length=1)]
 # The name of a variable that holds a secret. A secret put here by mistake is refused, and not repeated in the error.
 VariableName = Annotated[str, Meta(pattern=r"^([A-Z_][A-Z0-9_]{0,63})?$")]
 
@@ -67,6 +69,8 @@ class Worker(_Section, frozen=True):
 
     cases_in_flight: Positive = 64
     event_deadline_s: Annotated[float, Meta(gt=0, lt=60)] = 45.0  # all calls of one event; under the rebalance timeout
+    # What SIGTERM leaves the calls in flight to end; longer ones are cancelled and made again.
+    drain_s: Annotated[float, Meta(ge=0, le=300)] = 8.0
     retry_delays_s: tuple[Positive, ...] = (10, 60, 600)  # one gs.retry.<delay>s topic each, tried in order
     breaker_failures: Positive = 5  # cases in a row that must fail before a model counts as down and its cases wait
     breaker_longest_s: Seconds = 60.0  # a model that is down is asked at least this often whether it is back
@@ -133,7 +137,18 @@ class Trainer(_Section, frozen=True):
     every_hours: Annotated[float, Meta(ge=0)] = 0.0  # 0: off. A run also starts this long after the last one
     daily_at: Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")] = ""  # "": off. And at this time, UTC
     quiet_s: Annotated[float, Meta(ge=0)] = 0.0  # a due run waits until no gold has come for this long
-    recipe: Literal["rgt", "isft"] = "rgt"
+    recipe: Literal["rgt", "isft", "sft", "rejection", "on_policy"] = "rgt"  # which rows, and what of each
+    pair_weights: tuple[NotNegative, NotNegative] = (1.0, 1.0)  # loss weight of pair A and of pair B; 0 leaves it out
+    continue_from: Literal["base", "incumbent"] = "base"  # where a run starts; either way it sees all gold so far
+    objective: Literal["sft", "iw-sft", "iw-sft-step", "iw-sft-ema", "dft"] = "sft"  # how trained tokens are weighted
+    weight_temperature: NotNegative | None = None  # of the log-ratio; unset: 10 for iw-sft-ema, else 1
+    weight_min: NotNegative | None = None  # unset: 0.2 for iw-sft-step, else 0
+    weight_max: NotNegative | None = None  # unset: 16 for iw-sft, 1.8 for iw-sft-step, 1000 for iw-sft-ema
+    normalise_weights: bool | None = None  # to mean 1 over each batch; unset: only for iw-sft-ema
+    ema_decay: Share = 0.9  # iw-sft-ema: what the average keeps of itself at each step
+    quality: Literal["off", "top_sets", "score"] = "off"  # SFT(Q): how the judge's score decides what is repeated
+    quality_percentiles: Percentiles = (90.0, 95.0, 98.0)  # top_sets: where each of the nested sets begins
+    quality_sharpness: NotNegative = 4.0  # score: drawn in proportion to exp(sharpness x score), scores from 0 to 1
     rank: Positive = 256
     alpha: Positive = 32
     learning_rate: Annotated[float, Meta(gt=0)] = 2e-4  # constant
