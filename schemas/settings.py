@@ -159,6 +159,7 @@ class Trainer(_Section, frozen=True):
     max_length: Positive = 4096
     seed: int = 0
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: torch decides
+    share_gpu: bool = False  # the student's vLLM servers sleep while an adapter is trained
 
 
 class Gate(_Section, frozen=True):
@@ -184,6 +185,17 @@ class Webhook(_Section, frozen=True):
     retries: Annotated[int, Meta(ge=0, le=10)] = 3  # with backoff; then the message is dropped and logged
 
 
+class Rollout(_Section, frozen=True):
+    """How a promoted adapter reaches the task's servers, and how its first cases are watched."""
+
+    servers: tuple[str, ...] = ()  # every vLLM server, where student.api_base is a load balancer before them
+    canary_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.1  # of cases, stays on the version before; 0: nobody watches
+    watch_cases: Positive = 300  # canary cases without a significant drop, after which all go to the new version
+    significance: Annotated[float, Meta(gt=0, lt=1)] = 0.01  # chance of ever taking back a version that is as good
+    min_drop: Share = 0.02  # of the first-attempt pass rate; a smaller one takes nothing back
+    timeout_s: Seconds = 60.0  # of one call to a server; loading an adapter reads it from disk
+
+
 class Task(_Section, frozen=True):
     """One job the product's model does, with who attempts, judges and repairs it."""
 
@@ -198,6 +210,7 @@ class Task(_Section, frozen=True):
     strategist: Model = Model()
     trainer: Trainer = Trainer()
     gate: Gate = Gate()
+    rollout: Rollout = Rollout()
 
     def model(self, role: Role) -> Model:
         """Returns the model settings of a role."""
@@ -369,6 +382,7 @@ def _check(settings: Settings, path: Path) -> None:
             )
         if not task.rubric.verifier and not task.judge.model:
             raise SettingsError(f"{path}: tasks.{name} has no judge: set rubric.verifier or judge.model.")
+        _check_servers(task, f"{path}: tasks.{name}")
         for role in ROLES:
             _check_secrets(task.model(role), f"{path}: tasks.{name}.{role}")
             model = task.model(role).model
@@ -377,6 +391,23 @@ def _check(settings: Settings, path: Path) -> None:
             if model.startswith("local/") and model.removeprefix("local/") not in settings.local:
                 table = model.replace("/", ".")
                 raise SettingsError(f"{path}: tasks.{name}.{role}.model is {model!r}, but there is no [{table}].")
+
+
+def _check_servers(task: Task, where: str) -> None:
+    """Checks the addresses that rollout speaks to; a secret in one is not repeated."""
+    for server in task.rollout.servers:
+        if "@" in server or "?" in server or not re.match(r"https?://[^/]", server):
+            raise SettingsError(
+                f"{where}.rollout.servers: expected plain addresses such as http://10.0.0.7:8000/v1, without user "
+                "name, password or query; the key comes from the variable that student.api_key_env names."
+            )
+    if not task.student.model.startswith("hosted_vllm/"):
+        wrong = "rollout.servers" if task.rollout.servers else "trainer.share_gpu" if task.trainer.share_gpu else ""
+        if wrong:
+            raise SettingsError(
+                f"{where}.{wrong} is about vLLM, but the student is {task.student.model!r}. Serve it as "
+                "hosted_vllm/NAME, or remove the setting."
+            )
 
 
 def _check_secrets(model: Model, where: str) -> None:

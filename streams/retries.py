@@ -76,14 +76,19 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
     )
     watchdog = Watchdog(settings, [Membership(settings.topic("retries"), client_name("retries"), topics)]).start()
     waiting: dict[Any, deque[tuple[int, float, Hop]]] = {}  # offset, when due on the monotonic clock, where to
+    assigned = _Assigned()
     try:
-        subscribe(consumer, topics, _Forget(waiting))
+        subscribe(consumer, topics, assigned)
         announced = False
         while not stop.is_set():
             watchdog.check()
             # 1.
-            for tp, records in consumer.poll(timeout_ms=200).items():
-                queue = waiting.setdefault(tp, deque())
+            polled = consumer.poll(timeout_ms=200)
+            fresh = assigned.seek_to_commits(consumer)
+            for tp in fresh | (waiting.keys() - consumer.assignment()):
+                waiting.pop(tp, None)
+            for tp in polled.keys() - fresh:
+                records, queue = polled[tp], waiting.setdefault(tp, deque())
                 for record in records:
                     where = Source(cluster=cluster, topic=tp.topic, partition=tp.partition, offset=record.offset)
                     not_before_ms, hop = returned(record.value, where)
@@ -133,16 +138,38 @@ def _return_due(
         queue.popleft()
 
 
-class _Forget(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Drops the buffers of partitions that go to another process."""
+class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Partitions that were assigned and must be read from their commit.
 
-    def __init__(self, waiting: dict[Any, Any]) -> None:
-        self._waiting = waiting
+    kafka-python keeps the position of a partition that stays with its owner in a rebalance: without a seek, what was
+    read before and not yet returned would be passed over. Callbacks come on the client's own thread: they take notes.
+    """
+
+    def __init__(self) -> None:
+        self._new: deque[Any] = deque()
 
     def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
-        """Forgets what was read and not yet returned; it is read again from the commit."""
-        for tp in revoked:
-            self._waiting.pop(tp, None)
+        """Nothing to do: a partition that does not come back leaves the assignment."""
 
     def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
-        """Nothing to do: positions are the committed ones."""
+        """Notes them."""
+        self._new.extend(assigned)
+
+    def seek_to_commits(self, consumer: Any) -> set[Any]:
+        """Returns the partitions assigned since the last time; what was read of them before must be dropped.
+
+        One whose commit cannot be asked for now is returned again the next time.
+        """
+        fresh = set(self._new)
+        while self._new:
+            tp = self._new[0]
+            fresh.add(tp)
+            try:
+                if tp in consumer.assignment():
+                    committed = consumer.committed(tp)
+                    consumer.seek(tp, consumer.beginning_offsets([tp])[tp] if committed is None else committed)
+            except KafkaError as error:
+                log.warning("retries: no position of %s[%d] yet (%s)", tp.topic, tp.partition, type(error).__name__)
+                break
+            self._new.popleft()
+        return fresh

@@ -93,6 +93,7 @@ class Stage:
         self._pending = 0  # entries in all queues
         self._pending_limit = PENDING_PER_SLOT * settings.worker.cases_in_flight
         self._refused = 0  # cases whose successor the broker refuses
+        self._draining = False
         self._alarm_at = 0.0
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -137,15 +138,23 @@ class Stage:
                 del self._running[where]
                 entry.task.cancel()
 
-    async def stop(self) -> None:
-        """Cancels the cases in flight; they are not acknowledged and come again."""
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Takes nothing more, gives the cases in flight `drain_s` to end, and cancels the others, which come again.
+
+        One slow call keeps everything done behind it in its partition unacknowledged: cancelled at once, it would
+        cost the calls of all of them again.
+        """
+        self._draining = True
         tasks = [entry.task for entry in self._running.values() if entry.task is not None]
+        if tasks and drain_s > 0:
+            await asyncio.wait(tasks, timeout=drain_s)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _is_held(self) -> bool:
-        return self.paused or self._refused > 0 or self._pending >= self._pending_limit or self._models_held()
+        full = self._pending >= self._pending_limit
+        return self.paused or self._draining or self._refused > 0 or full or self._models_held()
 
     def _take(self, event: Any) -> None:
         """Queues an event for acknowledgement and starts its work.

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 STEADY_S = 60.0  # a child that lived this long starts its backoff anew
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 12.0  # beside what a worker's calls in flight are given to end
 
 
 class Child:
@@ -121,6 +121,7 @@ class Supervisor:
         self.children += [Child(name, words, settings, [], backoff_s) for name, words in (programs or {}).items()]
         self.peak_bytes = 0
         self._state = settings.state
+        self._stop_timeout_s = STOP_TIMEOUT_S + settings.worker.drain_s
 
     def __enter__(self) -> Supervisor:
         for child in self.children:
@@ -164,7 +165,7 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 assert child.process is not None
                 child.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        deadline = time.monotonic() + self._stop_timeout_s
         for child in running:
             assert child.process is not None
             try:

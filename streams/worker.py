@@ -18,7 +18,7 @@ from faust.exceptions import ProducerSendError
 from mode.utils.logging import get_logger
 
 from agents.judge import judge, load_verifier
-from agents.models import Models, calling_for
+from agents.models import Choose, Models, calling_for
 from agents.refiner import refine
 from agents.strategist import distil
 from agents.student import attempt
@@ -57,16 +57,15 @@ async def run_worker(
     roles: Iterable[Role],
     stop: asyncio.Event,
     ready: Callable[[], None] = lambda: None,
-    make_models: Callable[[Settings, Callable[[str], str]], Models] = lambda settings, serving: Models(
-        settings, serving=serving
-    ),
+    make_models: Callable[[Settings, Choose], Models] = lambda settings, serving: Models(settings, serving=serving),
 ) -> None:
     """Runs the agents of `roles` until `stop` is set. `make_models` lets a benchmark stand in for the models.
 
     1. know which adapters serve and what is paused, before the first call
     2. import and load what the models need, so that the first case does not pay for it
     3. start a Faust app per role
-    4. on stop, cancel the cases in flight; what is acknowledged is committed. It takes 10 s at most
+    4. on stop, let the cases in flight end for worker.drain_s and cancel the others; what is acknowledged is
+       committed. It takes drain_s and 10 s at most
     Raises the error of a case that could not be turned into a hop: a restart reads it again.
     """
     roles = tuple(roles)
@@ -90,7 +89,7 @@ async def run_worker(
     for follower in followers:
         await asyncio.to_thread(follower.wait_ready)
     # 2.
-    models = make_models(settings, serving.version)
+    models = make_models(settings, serving.versions)
     if "student" in roles:
         for name in settings.tasks:
             await models.warm(name)
@@ -119,7 +118,8 @@ async def run_worker(
         )
     finally:
         # 4.
-        await _ended(1, [stage.stop() for stage in stages.values()])
+        drain_s = settings.worker.drain_s if stop.is_set() else 0.0  # after a failure nothing may go on
+        await _ended(drain_s + 1, [stage.stop(drain_s) for stage in stages.values()])
         await _ended(5, [app.stop() for app in apps])
         threads = [watchdog.stop, *(follower.stop for follower in followers)]
         await _ended(3, [models.close(), *(asyncio.to_thread(stop) for stop in threads)])

@@ -292,6 +292,25 @@ def test_stopping_leaves_cases_in_flight_unacknowledged() -> None:
     with_bench(test)
 
 
+def test_stopping_with_time_to_drain_takes_nothing_more_and_acknowledges_what_ends() -> None:
+    async def test(bench: Bench) -> None:
+        bench.hold("a", "c")
+        for name in ("a", "b", "c", "d"):
+            bench.send(name)
+        await bench.settle()
+        assert bench.acked == []  # b is done, and behind a
+        stopped = asyncio.create_task(bench.stage.stop(drain_s=0.5))
+        await bench.settle()
+        bench.send("late")
+        bench.release("a")
+        await stopped
+        assert bench.offsets == [0, 1]
+        assert "late" not in bench.handled
+        assert bench.stage.in_flight == 0  # c was cut
+
+    with_bench(test)
+
+
 def test_what_is_no_case_becomes_a_dead_letter_that_says_where_it_lies() -> None:
     async def test(bench: Bench) -> None:
         for value in (None, b"", b"{", b'{"case_id": 7}', b"\xff"):

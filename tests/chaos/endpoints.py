@@ -180,9 +180,24 @@ def flipping(lane: Lane, cases: int) -> str:
 
 
 def killed_real_worker(lane: Lane, cases: int) -> str:
-    """kill -9 of `goldstream worker` as users run it: the broker notices after its session of 30 s."""
-    lane.feed(cases, seconds=2)
-    lane.sleep(1 + lane.dice.random())
+    """kill -9 of `goldstream worker` as users run it: the broker notices after its session, another start-up later.
+
+    Measures from the kill until every partition of the student's topic is worked on again.
+    """
+    session_s = 30.0  # streams.worker's
+    lane.feed(cases, seconds=70)
+    lane.sleep(8 + lane.dice.random())
     lane.at_risk = None
     lane.kill("worker")
-    return ""
+    killed = time.monotonic()
+    before = lane.positions("student")
+    worker = lane.child("worker")
+    lane.wait_for(lambda: worker.process is not None)
+    started = time.monotonic()
+    lane.wait_for(lambda: worker.ready, 90)
+    start_up_s = time.monotonic() - started
+    moved = lane.wait_for(lambda: all(at > before[tp] for tp, at in lane.positions("student").items()), 90)
+    recovery_s = time.monotonic() - killed
+    lane.notes |= {"start_up_s": round(start_up_s, 1), "recovery_s": round(recovery_s, 1), "session_s": session_s}
+    late = not moved or recovery_s > session_s + start_up_s
+    return f"flows again only after {recovery_s:.0f} s, started in {start_up_s:.0f} s" if late else ""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from books import count_rows
 from kafka import TopicPartition
 from kafka.errors import KafkaError
@@ -36,6 +37,7 @@ partitions = 2
 [worker]
 cases_in_flight = 32
 event_deadline_s = 6
+drain_s = 2
 retry_delays_s = [1, 2]
 [sink]
 seconds_per_file = 1.0
@@ -198,8 +200,27 @@ class Lane:
             time.sleep(0.05)
         return True
 
-    def drain(self, limit_s: float = DRAIN_LIMIT_S) -> bool:
-        """Waits until all traffic is sent and no group of ours is behind; returns False after `limit_s`."""
+    def memory_until(self, condition: Callable[[], bool]) -> dict[str, list[float]]:
+        """Returns the resident memory of every child in MiB, a sample every second until `condition` holds."""
+        sizes: dict[str, list[float]] = {child.name: [] for child in self.supervisor.children}
+        while not condition():
+            self.sleep(1)
+            for child in self.supervisor.children:
+                if child.process is not None and child.process.poll() is None:
+                    sizes[child.name].append(psutil.Process(child.process.pid).memory_info().rss / 2**20)
+        return sizes
+
+    def positions(self, role: str) -> dict[Any, int]:
+        """Returns how far the group of a role has committed; raises KafkaError."""
+        group = self.settings.topic(role)
+        return {tp: found.offset for tp, found in self._admin.list_group_offsets({group: None}).get(group, {}).items()}
+
+    def drain(self, limit_s: float = 0.0) -> bool:
+        """Waits until all traffic is sent and no group of ours is behind; returns False after `limit_s`.
+
+        It is by default DRAIN_LIMIT_S, and longer where many cases were sent.
+        """
+        limit_s = limit_s or max(DRAIN_LIMIT_S, self.traffic.cases / 50)
         deadline = time.monotonic() + limit_s
         self.wait_for(lambda: self.traffic.ended, limit_s)
         quiet, reader = 0, None
@@ -325,6 +346,7 @@ class Lane:
         self.events = []
         self.tolerated: set[str] = set()  # outcomes and reasons this fault may give its plain cases
         self.lag: dict[str, int] = {}
+        self.notes: dict[str, Any] = {}  # what a fault measured besides
         self._armed.clear()
         self._calls_start = self.calls.stat().st_size
         self._log_sizes = {c.name: c.log_path.stat().st_size for c in self.supervisor.children if c.log_path.exists()}
@@ -339,9 +361,11 @@ class Lane:
         if self.at_risk is None or group not in group_topics(self.settings) or group == "sink":
             return
         try:
-            committed = self._admin.list_group_offsets({self.settings.topic(group): None})
-            offsets = {tp: found.offset for tp, found in committed.get(self.settings.topic(group), {}).items()}
-            pending = {found[1].decode() for _, value in self._read(offsets) if (found := CASE_ID.search(value or b""))}
+            pending = {
+                found[1].decode()
+                for _, value in self._read(self.positions(group))
+                if (found := CASE_ID.search(value or b""))
+            }
             if group == "intake":
                 admitted = {m[1].decode() for v in self.raw(self.settings.topic("prompts")) if (m := CASE_ID.search(v))}
                 self.at_risk |= pending & admitted

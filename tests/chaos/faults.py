@@ -31,11 +31,12 @@ class Fault(NamedTuple):
 
 
 def killed(*names: str, times: int, every_s: float, together: bool = False) -> Act:
-    """kill -9 at random moments, of one of `names` at a time or of all together."""
+    """kill -9 at random moments, `times` a thousand cases, of one of `names` at a time or of all together."""
 
     def act(lane: Lane, cases: int) -> str:
-        lane.feed(cases, seconds=times * every_s)
-        for number in range(times):
+        kills = max(1, round(times * cases / 1000))
+        lane.feed(cases, seconds=kills * every_s)
+        for number in range(kills):
             lane.sleep(every_s * lane.dice.uniform(0.5, 1.5))
             lane.kill(*(names if together else [names[number % len(names)]]))
         return ""
@@ -90,6 +91,7 @@ FAULTS = [
     Fault("stopped-worker", harm.stopped_worker),
     Fault("stopped-clients", harm.stopped_clients),
     Fault("two-sinks", harm.two_sinks),
+    Fault("two-retries", harm.two_retries),
     Fault("join-and-leave-storm", harm.storm),
     Fault("more-workers-than-partitions", harm.more_workers_than_partitions),
     Fault("calls-that-never-return", harm.long_calls),
@@ -117,7 +119,7 @@ FAULTS = [
     Fault("judge-invents-a-rule", sick(endpoints.inventing, roles=("judge",)), "endpoint", 0.2),
     Fault("judge-never-passes", never_passes, "endpoint", 0.2),
     Fault("judge-flips", endpoints.flipping, "endpoint", 0.2),
-    Fault("kill-real-worker", endpoints.killed_real_worker, "endpoint", 0.2),
+    Fault("kill-real-worker", endpoints.killed_real_worker, "endpoint", 0.5),
     Fault("trainer-killed", training.trainer_killed, "trainer", 0.2),
     Fault("registry-before-rename", training.trainer_crashed("registry.before_rename:1"), "trainer", 0.2),
     Fault("registry-after-rename", training.trainer_crashed("registry.after_rename:1"), "trainer", 0.2),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import statistics
 from collections.abc import Callable
 
 from factory import SESSION_S, Lane
@@ -16,18 +17,27 @@ from schemas.gold import landing_partitions, read_chain
 from schemas.settings import ROLES
 from schemas.topics import OUTCOMES, STAGE_INPUT, retry_topic
 
+STEADY_CASES_PER_S = 200
+MEMORY_CASES = 20_000  # from here on the control also judges whether a worker's memory is flat
+MEMORY_GROWTH = 0.1
 FUTURE = 10**9  # added to a source offset: the coordinates of a record that a newer writer made
 
 
 def nothing(lane: Lane, cases: int) -> str:
-    """The control: with no fault, no call is repeated."""
-    lane.feed(cases)
-    return ""
+    """The control: with no fault, no call is repeated, and no process grows."""
+    lane.feed(cases, seconds=max(5.0, cases / STEADY_CASES_PER_S))
+    samples = lane.memory_until(lambda: lane.traffic.ended)
+    lane.notes["memory_mib"] = {name: [round(size) for size in sizes] for name, sizes in samples.items()}
+    if cases < MEMORY_CASES:
+        return ""
+    grown = {name: round(_growth(samples[name]), 3) for name in ROLES}
+    lane.notes["memory_growth"] = grown
+    return "" if max(map(abs, grown.values())) <= MEMORY_GROWTH else f"memory grew: {grown}"
 
 
 def terminated_mid_call(lane: Lane, cases: int) -> str:
-    """SIGTERM while calls of a second are under way: they are cancelled, nothing is acknowledged."""
-    lane.feed(cases, acts=lambda n: " student:slow refiner:slow" if n % 10 == 0 else "")
+    """SIGTERM while some calls take a second and some hang: those end, these are cancelled and made again."""
+    lane.feed(cases, acts=lambda n: {0: " student:slow refiner:slow", 5: " student:hang"}.get(n % 100, ""))
     lane.at_risk = None
     for _ in range(2):
         lane.sleep(2 + lane.dice.random())
@@ -219,6 +229,17 @@ def two_sinks(lane: Lane, cases: int) -> str:
     return _leave(lane, extra)
 
 
+def two_retries(lane: Lane, cases: int) -> str:
+    """A second `goldstream retries` joins while cases wait, is killed, joins again and leaves in order."""
+    lane.feed(cases, seconds=20)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        extra = lane.join("retries+1")
+        lane.wait_for(lambda extra=extra: extra.ready)  # type: ignore[misc]
+        lane.sleep(2 + lane.dice.random())
+        lane.leave(extra, number)
+    return ""
+
+
 def damaged(how: Callable[[bytes, int], bytes]) -> Callable[[Lane, int], str]:
     """A landing file is damaged: the sink refuses it with the file's name, and goes on once it is restored."""
 
@@ -245,6 +266,12 @@ def truncated(whole: bytes, at: int) -> bytes:
 def flipped(whole: bytes, at: int) -> bytes:
     """One bit is another."""
     return whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :]
+
+
+def _growth(sizes: list[float]) -> float:
+    """Returns by what share the last tenth of the samples is larger than those after a fifth of the run."""
+    tenth = max(1, len(sizes) // 10)
+    return statistics.median(sizes[-tenth:]) / statistics.median(sizes[2 * tenth : 3 * tenth] or sizes[:1]) - 1
 
 
 def refusals(text: str) -> str:

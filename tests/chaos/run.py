@@ -45,7 +45,7 @@ def run_fault(fault: Fault, lane: Any, cases: int, seed: int) -> dict[str, Any]:
             problems.append(said)
         if not lane.drain():
             problems.append(f"stuck, lag { ({group: lag for group, lag in lane.lag.items() if lag}) }")
-        line |= lane.count()
+        line |= lane.count() | lane.notes
         books = audit(lane.settings)  # our own count beside the independent one; they must agree
         line["audit"] = {"missing": books.missing_records, "double": books.double_rows, "balanced": books.balanced}
         if not books.balanced:
