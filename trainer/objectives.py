@@ -77,7 +77,7 @@ class WeightStats(NamedTuple):
     They are counted by sequence, or by token where every token has its own.
     """
 
-    count: int = 0
+    number: int = 0
     total: float = 0.0
     squares: float = 0.0
     largest: float = 0.0
@@ -85,17 +85,17 @@ class WeightStats(NamedTuple):
     @property
     def mean(self) -> float:
         """The mean weight, 0 of none."""
-        return self.total / self.count if self.count else 0.0
+        return self.total / self.number if self.number else 0.0
 
     @property
     def effective(self) -> float:
-        """The effective sample size (Σw)² / Σw², from 1 to `count`; 0 where no weight is above 0."""
+        """The effective sample size (Σw)² / Σw², from 1 to `number`; 0 where no weight is above 0."""
         return self.total**2 / self.squares if self.squares else 0.0
 
     def merged(self, other: WeightStats) -> WeightStats:
         """Returns the statistics of both together."""
         return WeightStats(
-            self.count + other.count,
+            self.number + other.number,
             self.total + other.total,
             self.squares + other.squares,
             max(self.largest, other.largest),
@@ -112,13 +112,13 @@ def objective_of(settings: Trainer) -> Objective:
     Raises SettingsError where the smallest weight would exceed the largest.
     """
     published = PUBLISHED[settings.objective]
-    asked = {
-        "temperature": settings.weight_temperature,
-        "low": settings.weight_min,
-        "high": settings.weight_max,
-        "normalise": settings.normalise_weights,
-    }
-    chosen = published._replace(**{name: value for name, value in asked.items() if value is not None})
+    chosen = Objective(
+        published.name,
+        _chosen(settings.weight_temperature, published.temperature),
+        _chosen(settings.weight_min, published.low),
+        _chosen(settings.weight_max, published.high),
+        published.normalise if settings.normalise_weights is None else settings.normalise_weights,
+    )
     if chosen.low > chosen.high:
         raise SettingsError(
             f"trainer.weight_min is {chosen.low:g} and trainer.weight_max {chosen.high:g} for objective "
@@ -217,12 +217,22 @@ def _reference(objective: Objective, batch: TokenBatch) -> Tensor:
 
 def _sequence_means(values_N: Tensor, sequence_N: Tensor) -> Tensor:
     """Returns for every token the mean of `values_N` over its sequence."""
-    ids_S, place_N = sequence_N.unique(return_inverse=True)
-    sums_S = values_N.new_zeros(len(ids_S)).index_add_(0, place_N, values_N)
-    return (sums_S / place_N.bincount(minlength=len(ids_S)))[place_N]
+    sequences, place_N = _places(sequence_N)
+    sums_S = values_N.new_zeros(sequences).index_add_(0, place_N, values_N)
+    return (sums_S / place_N.bincount(minlength=sequences)).index_select(0, place_N)
 
 
 def _first_of_each(values_N: Tensor, sequence_N: Tensor) -> Tensor:
     """Returns one value of each sequence, where all of its tokens have the same."""
-    ids_S, place_N = sequence_N.unique(return_inverse=True)
-    return values_N.new_zeros(len(ids_S)).scatter_(0, place_N, values_N)
+    sequences, place_N = _places(sequence_N)
+    return values_N.new_zeros(sequences).scatter_(0, place_N, values_N)
+
+
+def _places(sequence_N: Tensor) -> tuple[int, Tensor]:
+    """Returns how many sequences there are, and for every token the number of its own, from 0."""
+    ids_S, place_N = torch.unique(sequence_N, return_inverse=True)
+    return len(ids_S), place_N
+
+
+def _chosen(asked: float | None, published: float) -> float:
+    return published if asked is None else asked
