@@ -48,11 +48,12 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # backoff doubles between them
 FORGIVE_S = 30.0  # an adapter that could not be used is tried again after this long
-ADAPTERS_KEPT = 3  # per task and engine: serving, previous, canary
+ADAPTERS_KEPT = 3  # per task and engine: serving, its canary's, and one that calls under way still use
 PROBE_S = 10.0  # what a probe may take
 PROBE = (Message("user", "Say ok."),)
 _T = TypeVar("_T")
 
+Choose = Callable[[str, str], Sequence[str]]  # (task, case id) -> adapter versions to try, best first; "" is the base
 calling_for: ContextVar[str] = ContextVar("calling_for", default="")  # the case_id; "" outside the stream stages
 
 
@@ -92,16 +93,15 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 class Models:
     """The models of all tasks, with the local engines; one per process.
 
-    `serving(task)` gives the adapter version that serves a task now, "" for the base.
+    `serving(task, case_id)` gives the adapter versions for a case, best first; the base comes after them by itself.
     """
 
-    def __init__(self, settings: Settings, *, serving: Callable[[str], str] = lambda task: "") -> None:
+    def __init__(self, settings: Settings, *, serving: Choose = lambda task, case_id: ()) -> None:
         self._settings, self._serving = settings, serving
         self._engines: dict[str, LocalEngine] = {}
         self._building = threading.Lock()
         self._making: dict[str, asyncio.Task[Any]] = {}
         self._loaded: dict[tuple[str, str], list[str]] = {}  # (engine, task) -> versions, oldest first
-        self._last_good: dict[str, str] = {}
         self._unusable: dict[tuple[str, str], float] = {}  # (task, version) -> when it failed
         self._endpoints: dict[_Key, _Endpoint] = {}
         self._troubled: set[_Key] = set()  # endpoints whose breaker is open
@@ -118,7 +118,8 @@ class Models:
     ) -> Completion:
         """Calls the model of a role and returns its answer before `deadline`, a time on the event loop's clock.
 
-        1. The student's adapter is the one now serving; one that cannot be used falls back to the last that could.
+        1. The student's adapter is the first that `serving` names and that could be used lately, else the base; the
+           completion says which one answered.
         2. A call ends at the model's timeout_s or the deadline, whatever the server does.
         3. Transient errors are repeated with backoff, or after what Retry-After asks, while that fits the deadline.
         Raises RateLimited, ModelUnavailable, ModelTimeout, ModelRefused or BadAnswer.
@@ -144,15 +145,13 @@ class Models:
                     completion = await self._call(
                         role, task, model, adapter, messages, timeout_s, response_format, thinking
                     )
-                if adapter:
-                    self._last_good[task] = adapter
                 if endpoint is not None:
                     self._note(endpoint, case_id, None)
                 return completion
             except AdapterError as error:
                 if not adapter:
                     raise
-                adapter = self._fall_back(task, adapter, error)
+                adapter = self._fall_back(task, model, adapter, error)
                 continue
             except ModelError as error:
                 failed = error
@@ -418,24 +417,20 @@ class Models:
         return await asyncio.shield(made)
 
     def _adapter(self, task: str, model: Model) -> str:
-        """Returns the version to ask for: the serving one, or the last good one while that is unusable."""
+        """Returns the version to ask for: the best that has not failed lately, "" for the base."""
         if not model.model.startswith(("local/", "hosted_vllm/")):
             return ""
-        wanted = self._serving(task)
-        return wanted if self._is_usable(task, wanted) else self._incumbent(task)
+        choices = self._serving(task, calling_for.get())
+        return next((version for version in choices if self._is_usable(task, version)), "")
 
-    def _fall_back(self, task: str, version: str, error: AdapterError) -> str:
+    def _fall_back(self, task: str, model: Model, version: str, error: AdapterError) -> str:
         """Notes that a version cannot be used and returns the one to use instead."""
         known = not self._is_usable(task, version)
         self._unusable[task, version] = time.monotonic()
-        chosen = self._incumbent(task)
+        chosen = self._adapter(task, model)
         if not known:  # else as many warnings as calls in flight
             log.warning("task %s: adapter %s cannot be used, %s serves: %s", task, version, chosen or "the base", error)
         return chosen
-
-    def _incumbent(self, task: str) -> str:
-        last = self._last_good.get(task, "")
-        return last if self._is_usable(task, last) else ""
 
     def _is_usable(self, task: str, version: str) -> bool:
         return time.monotonic() - self._unusable.get((task, version), float("-inf")) > FORGIVE_S

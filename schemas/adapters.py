@@ -48,6 +48,10 @@ class AdapterRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Who serves a task from now on: the value of gs.adapters, keyed by task.
 
     Records order by (lease_epoch, sequence); a lower one than already seen is ignored.
+
+    A canary share of the cases stays on `previous`. Which ones is a hash of version and case id: the same case,
+    redelivered, is in the same arm while the record stands, every process agrees on it, and the guard can tell
+    afterwards. So no message carries its arm; the attempt says which adapter answered.
     """
 
     task: str
@@ -58,14 +62,49 @@ class AdapterRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     reason: str = ""
     served_as: str = ""  # model name under which a vLLM server knows it
     previous: str = ""
+    canary_share: float = 0.0  # of cases, on `previous`
+    fallback: str = ""  # version to use where `version` cannot be used; "" is the base
+
+    def in_canary(self, case_id: str) -> bool:
+        """Tells whether a case belongs to the share that stays on `previous`."""
+        digest = hashlib.sha256(f"{self.task}\0{self.version}\0{case_id}".encode()).digest()
+        return int.from_bytes(digest[:8]) < self.canary_share * 2**64
 
     def supersedes(self, other: AdapterRecord | None) -> bool:
         """Tells whether this record is newer than `other`."""
         return other is None or (self.lease_epoch, self.sequence) > (other.lease_epoch, other.sequence)
 
 
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Two sides on the same cases. Shares and scores run from 0 to 1; a score is a verdict's, over its maximum."""
+
+    cases: int
+    before: float  # incumbent's pass rate
+    after: float  # candidate's
+    gained: int  # cases only the candidate passes
+    lost: int  # cases only the incumbent passes
+    p_value: float  # two-sided, of the test the report names
+    score_before: float = 0.0  # incumbent's mean score
+    score_after: float = 0.0
+    score_low: float = 0.0  # bootstrap interval of the mean difference, at 1 - gate.significance
+    score_high: float = 0.0
+
+
+class GateExample(msgspec.Struct, frozen=True, kw_only=True):
+    """One holdout case in numbers; its texts are in gate.html alone."""
+
+    case_id: str
+    change: Literal["lost", "gained", "failed", "passed"]  # the last two: on both sides
+    rules_before: tuple[str, ...] = ()
+    rules_after: tuple[str, ...] = ()
+
+
 class GateReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a candidate was promoted or refused; kept beside the adapter as gate.json."""
+    """Why a candidate was promoted or refused; kept beside the adapter as gate.json. Holds no prompt or answer.
+
+    The figures are with thinking off, as production asks; they alone decide. `incumbent` is "" where the candidate
+    met the base: none served, or one of another base.
+    """
 
     task: str
     version: str
@@ -77,10 +116,23 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
     after: float  # candidate's
     gained: int  # cases only the candidate passes
     lost: int  # cases only the incumbent passes
-    p_value: float  # exact McNemar, two-sided
+    p_value: float  # two-sided, of `test`
     seconds: float = 0.0
     violations_before: dict[str, int] = {}
     violations_after: dict[str, int] = {}
+    test: Literal["mcnemar", "bootstrap"] = "mcnemar"  # exact McNemar over passes, or paired bootstrap over scores
+    promotion: Literal["auto", "manual", "shadow"] = "auto"  # the setting at the time
+    score_before: float = 0.0
+    score_after: float = 0.0
+    score_low: float = 0.0
+    score_high: float = 0.0
+    thinking: Comparison | None = None  # the same with thinking on, where gate.thinking asks for it
+    base_sha256: str = ""
+    holdout_sha256: str = ""  # of the case ids asked, in order
+    rubric: str = ""  # version judged by
+    judge: str = ""
+    at_ms: int = 0
+    examples: tuple[GateExample, ...] = ()
 
 
 def adapter_folder(registry: Path, task: str, version: str) -> Path:

@@ -134,10 +134,12 @@ def read_outcomes(
     columns: Sequence[str] | None = None,
     task: str | None = None,
     watermark: Mapping[int, int] | None = None,
+    above: Mapping[int, int] | None = None,
 ) -> pa.Table:
     """Returns one row per case, in (partition, offset) order; of several epochs the highest.
 
-    `watermark` leaves out what came later. The columns needed for that choice are read besides and dropped.
+    `watermark` leaves out what came later, `above` what was below that one. The columns needed for that choice are
+    read besides and dropped.
     """
     needed = ("case_id", "epoch", "task", "kafka_partition", "kafka_offset")
     wanted = list(columns) if columns is not None else list(OUTCOME_SCHEMA.names)
@@ -146,9 +148,12 @@ def read_outcomes(
     tables = [schema.empty_table()]
     for partition in landing_partitions(gold):
         limit = None if watermark is None else watermark.get(partition, 0)
+        first = (above or {}).get(partition, 0)
         for file in read_chain(gold, partition):
             if limit is not None and file.start >= limit:
                 break
+            if file.end <= first:
+                continue
             present = set(pq.read_schema(file.path).names)
             columns_here = [name for name in read if name in present]
             table = _read_checked(file.path, columns_here)
@@ -159,6 +164,8 @@ def read_outcomes(
             table = table.select(read).cast(schema)
             if limit is not None and file.end > limit:
                 table = table.filter(pc.less(table["kafka_offset"], limit))
+            if file.start < first:
+                table = table.filter(pc.greater_equal(table["kafka_offset"], first))
             tables.append(table)
     whole = pa.concat_tables(tables)
     if task is not None:

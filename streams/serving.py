@@ -32,3 +32,12 @@ class Serving:
         """Returns the version serving a task, "" for the base."""
         record = self._by_task.get(task)
         return record.version if record else ""
+
+    def versions(self, task: str, case_id: str) -> tuple[str, ...]:
+        """Returns the versions to try for a case, best first; "" is the base. A canary case keeps the one before."""
+        record = self._by_task.get(task)
+        if record is None:
+            return ("",)
+        if case_id and record.in_canary(case_id):
+            return record.previous, record.version
+        return record.version, record.fallback

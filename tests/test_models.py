@@ -143,7 +143,7 @@ def call(
     """Makes one call the way a worker does."""
 
     async def run() -> Completion:
-        models = Models(settings, serving=lambda task: adapter)
+        models = Models(settings, serving=lambda task, case_id: (adapter,))
         await models.warm("toy")
         try:
             deadline = asyncio.get_running_loop().time() + within_s
@@ -196,13 +196,14 @@ def test_adapter_the_server_does_not_know_falls_back_to_the_base(stub: Stub, cap
 
 
 def test_failing_adapter_falls_back_to_the_incumbent_and_not_to_the_base(stub: Stub) -> None:
-    serving = ["v0001-aaaaaaaa"]
+    serving = ("v0001-aaaaaaaa", "")
 
     async def run() -> list[str]:
-        models = Models(vllm(stub), serving=lambda task: serving[-1])
+        nonlocal serving
+        models = Models(vllm(stub), serving=lambda task, case_id: serving)
         deadline = asyncio.get_running_loop().time() + 10
         used = [(await models.complete("student", "toy", ASK, deadline=deadline)).adapter]
-        serving.append("v0002-bbbbbbbb")
+        serving = ("v0002-bbbbbbbb", "v0001-aaaaaaaa")
         used += [(await models.complete("student", "toy", ASK, deadline=deadline)).adapter for _ in range(2)]
         await models.close()
         return used
