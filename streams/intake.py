@@ -142,6 +142,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
                 ready()
             _hold(consumer, paused.is_set(), positions)
             if not records:
+                positions.pass_markers()
                 continue
             # 2. 3.
             batch = [record for part in records.values() for record in part]
@@ -254,6 +255,7 @@ class _Positions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer = consumer
         self._start_at = settings.intake.start_at
         self._began: dict[Any, str] = {}  # partition -> its note, see `began`
+        self._committed: dict[Any, int] = {}
         self._new: deque[Any] = deque()
 
     @property
@@ -293,12 +295,33 @@ class _Positions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer.commit(
             {tp: OffsetAndMetadata(offset, self._began.get(tp, ""), -1) for tp, offset in offsets.items()}
         )
+        self._committed |= offsets
+
+    def pass_markers(self) -> None:
+        """Commits past trailing offsets without records, such as a transaction's end: lag would stay at 1 for ever.
+
+        To be called after a poll that gave nothing, so that all before the positions is produced.
+        """
+        passed = {}
+        for tp in self._consumer.assignment():
+            try:
+                position = self._consumer.position(tp, timeout_ms=0)
+            except (KafkaError, AssertionError):
+                continue  # revoked meanwhile
+            if position is not None and position > self._committed.get(tp, position):
+                passed[tp] = position
+        if passed and not self._new:  # else a position may be the next owner's
+            try:
+                self.commit(passed)
+            except KafkaError as error:
+                log.debug("intake: not committed past markers (%s)", type(error).__name__)
 
     def _position(self, tp: Any) -> int:
         committed = self._consumer.committed(tp, metadata=True)
         if committed is not None:
             self._began[tp] = committed.metadata
-            return int(committed.offset)
+            self._committed[tp] = int(committed.offset)
+            return self._committed[tp]
         offset, began_ms = self._first(tp)
         self._began[tp] = f"{began_ms}@{offset}"
         self.commit({tp: offset})

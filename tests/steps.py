@@ -48,10 +48,10 @@ def running(run: Callable[[threading.Event, Callable[[], None]], None]) -> Itera
         thread.join(60)
 
 
-def take_in(settings: Settings, behind: int = 0) -> None:
-    """Runs intake until it has read everything; `behind` offsets at the end hold no record."""
+def take_in(settings: Settings) -> None:
+    """Runs intake until it has read everything."""
     with running(lambda stop, ready: run_intake(settings, stop, ready)), LagReader(settings) as lag:
-        until(lambda: all(row.committed >= 0 and row.lag <= behind for row in lag.read() if row.group == "intake"))
+        until(lambda: all(row.committed >= 0 and not row.lag for row in lag.read() if row.group == "intake"))
 
 
 def sink_all(settings: Settings) -> None:
