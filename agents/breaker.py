@@ -24,6 +24,8 @@ class Breaker:
     - One case that always fails while others are answered never opens it: it counts cases in a row, not calls.
     - A 429 opens it at once, for what Retry-After asks or for a cool-down.
     - A cool-down doubles if the one before ended a short while ago, up to `longest_s`; jitter keeps processes apart.
+      After a 429 it does so only if no case was answered in between: one that answers up to its limit is no outage,
+      and is used up to it.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Breaker:
             del self._limited_cases[next(iter(self._limited_cases))]
         if self._until is None:
             self._limited = True
-            self._open(retry_after_s)
+            self._open(retry_after_s, afresh=self._answered_at > self._closed_at)
         elif retry_after_s is not None:  # one of many calls under way at once: the pause does not grow by each
             self._until = max(self._until, self._clock() + min(retry_after_s, ASKED_AT_MOST_S))
 
@@ -101,9 +103,9 @@ class Breaker:
         """Notes that a probe has failed: opens, or stays open for longer."""
         self._open(retry_after_s)
 
-    def _open(self, retry_after_s: float | None = None) -> None:
+    def _open(self, retry_after_s: float | None = None, afresh: bool = False) -> None:
         now = self._clock()
-        again = self._until is not None or now - self._closed_at <= self._pause_s
+        again = not afresh and (self._until is not None or now - self._closed_at <= self._pause_s)
         self._pause_s = min(self._pause_s * 2, self._longest_s) if again else min(FIRST_S, self._longest_s)
         cool_down_s = self._pause_s * self._jitter()
         self._until = now + max(cool_down_s, min(retry_after_s or 0.0, ASKED_AT_MOST_S))

@@ -113,6 +113,20 @@ def test_retry_after_is_honoured_for_rate_limits_and_probes_within_reason() -> N
     assert breaker.wait_s == 3600
 
 
+def test_an_endpoint_that_answers_up_to_its_limit_is_asked_again_soon_each_time() -> None:
+    breaker, clock = make_breaker()
+    waits = []
+    for number in range(6):
+        breaker.limited(f"case {number}")
+        waits.append(breaker.wait_s)
+        clock.now += breaker.wait_s
+        breaker.probe_succeeded()
+        clock.now += 0.1
+        if number < 3:  # from then on nobody but the probe is answered
+            breaker.succeeded()
+    assert waits == [1.0, 1.0, 1.0, 1.0, 2.0, 4.0]
+
+
 def test_many_429_at_once_are_one_pause() -> None:
     breaker, _ = make_breaker()
     for number in range(64):
