@@ -1,6 +1,8 @@
-"""From gold rows to training examples: which rows count, and the exact tokens of pair A and pair B.
+"""From gold rows to training examples: the exact tokens of pair A and pair B.
 
 Pair A is x -> y* behind the empty think block that inference uses; pair B is x -> strategy, y*.
+All gold below the watermark counts: that is DAgger aggregation, whether the run starts from the base or from the
+incumbent (trainer.continue_from).
 Called by trainer.service; trainer.loop consumes the examples.
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +19,16 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.case import Message
 from schemas.chat import render_prompt, strategy_text
 from schemas.errors import TrainingError
 from schemas.gold import read_outcomes
 from schemas.outcomes import row_messages, row_strategy
+from schemas.settings import Trainer
+from trainer.recipes import RECIPES, LeftOut, Recipe, chosen_answers
+from trainer.sampling import score_proportional, top_sets
+
+Branch = Literal["A", "B"]
 
 COLUMNS = (
     "case_id",
@@ -28,14 +36,22 @@ COLUMNS = (
     "outcome",
     "messages",
     "answer",
+    "score",
+    "max_score",
     "strategy_mistake",
     "strategy_guardrail",
     "strategy_model",
 )
 SKIPPED_REASONS = {
     "too_long": "the pair is longer than trainer.max_length; it is left out, never cut",
+    "beyond_context": "the pair is longer than the context of the base; it is left out, never cut",
     "control_text": "the answer or strategy holds a control token's text, which would end or reopen the turn",
     "empty_answer": "the row carries no answer",
+    "unrenderable": "the base's chat template refuses these messages",
+    "no_teacher": "sft: no refiner but the student itself wrote an answer, as where the first attempt passed",
+    "not_passed_at_once": "rejection: the first attempt failed, or was not the student's",
+    "same_prompt": "rejection: a sample of the same prompt is already taken",
+    "not_self_refined": "on_policy: the accepted answer is not the student's own repair",
 }
 
 
@@ -43,10 +59,12 @@ class Example(msgspec.Struct, frozen=True):
     """One sequence to train on. `weights[i]` is the loss weight of predicting `input_ids[i]`; 0 is masked."""
 
     case_id: str
-    branch: Literal["A", "B"]
+    branch: Branch
     input_ids: tuple[int, ...]
     weights: tuple[float, ...]
     prompt_tokens: int  # A and B of a case share a beginning, though not all of these
+    score: float | None = None  # the judge's of the answer, from 0 to 1; None where nobody judged it
+    copy: int = 0  # SFT(Q) repeats cases: copies of one differ in this alone, and are cases of their own to the loop
 
 
 class Dataset(NamedTuple):
@@ -64,66 +82,171 @@ class Dataset(NamedTuple):
         return digest.hexdigest()
 
 
-class _Refused(Exception):
-    """A pair that cannot be trained on; the text is a key of SKIPPED_REASONS."""
+def train_rows(gold: Path, task: str, watermark: Mapping[int, int], recipe: Recipe = "rgt") -> pa.Table:
+    """Returns the rows of a task's train split below the watermark that a recipe reads, only the columns it needs."""
+    wanted = RECIPES[recipe]
+    columns = (*COLUMNS, "attempts") if wanted.attempts else COLUMNS
+    rows = read_outcomes(gold, columns, task=task, watermark=watermark)
+    counts = pc.is_in(rows["outcome"], value_set=pa.array(wanted.outcomes))
+    return rows.filter(pc.and_(counts, pc.equal(rows["split"], "train")))
 
 
-def train_rows(gold: Path, task: str, watermark: Mapping[int, int]) -> pa.Table:
-    """Returns the gold rows of a task's train split below the watermark, only the columns training needs."""
-    rows = read_outcomes(gold, COLUMNS, task=task, watermark=watermark)
-    return rows.filter(pc.and_(pc.equal(rows["outcome"], "gold"), pc.equal(rows["split"], "train")))
+def training_data(
+    rows: pa.Table, tokenizer: Any, trainer: Trainer, *, context: int | None = None, student_model: str = ""
+) -> Dataset:
+    """Returns what a run of these settings trains on: the recipe's examples, sampled by quality where that is on.
+
+    `context` is the base's (`base_context`), `student_model` the model string of the task's student. Raises
+    TrainingError as build_examples and sample_by_quality do.
+    """
+    data = build_examples(
+        rows,
+        tokenizer,
+        recipe=trainer.recipe,
+        strategy_weight=trainer.strategy_weight,
+        max_length=trainer.max_length,
+        pair_weights=trainer.pair_weights,
+        context=context,
+        student_model=student_model,
+    )
+    return sample_by_quality(data, trainer)
 
 
 def build_examples(
-    rows: pa.Table, tokenizer: Any, *, recipe: Literal["rgt", "isft"], strategy_weight: float, max_length: int
+    rows: pa.Table,
+    tokenizer: Any,
+    *,
+    recipe: Recipe,
+    strategy_weight: float,
+    max_length: int,
+    pair_weights: tuple[float, float] = (1.0, 1.0),
+    context: int | None = None,
+    student_model: str = "",
 ) -> Dataset:
-    """Returns pair A of every row and, for recipe "rgt", pair B of every row with a strategy.
+    """Returns pair A of every row the recipe takes and, for "rgt", pair B of every row with a strategy.
 
-    Raises TrainingError where nothing is left to train on, and for "rgt" with a chat template that cannot
-    switch thinking off: A and B would then teach opposite answers to one prompt.
+    What a recipe takes: trainer.recipes. A row whose first attempt passed has no strategy and yields pair A alone.
+    `pair_weights` multiply the loss weights of A and B, which the publication leaves open. Raises TrainingError where
+    nothing is left to train on, for "rgt" where no row has a strategy (it would silently be isft), and for "rgt" with
+    a chat template that cannot switch thinking off: A and B would then teach opposite answers to one prompt.
     """
     if tokenizer.eos_token_id is None:
-        raise TrainingError("the base's tokenizer has no eos_token; training could not teach where an answer ends.")
+        raise TrainingError(
+            f"the tokenizer of {_name(tokenizer)} has no eos_token: training could not teach where an answer ends. "
+            "Set eos_token in its tokenizer_config.json to the token that closes a turn, or choose a chat model."
+        )
+    weight_a, weight_b = pair_weights
+    if weight_a == 0 and (weight_b == 0 or recipe != "rgt"):
+        raise TrainingError(
+            f'trainer.pair_weights is {list(pair_weights)}, which leaves recipe "{recipe}" no pair at all: expected '
+            'above 0 for pair A or, with recipe "rgt", for pair B. Set it to [1.0, 1.0].'
+        )
     examples: list[Example] = []
     skipped: Counter[str] = Counter()
-    for row in _rows(rows):
-        for branch in ("A", "B") if recipe == "rgt" and row_strategy(row) else ("A",):
+    strategies = 0
+    for row, answer, score in chosen_answers(rows, recipe, student_model, skipped):
+        has_b = recipe == "rgt" and row_strategy(row) is not None
+        strategies += has_b
+        branches: list[Branch] = ["A"] if weight_a else []
+        branches += ["B"] if weight_b and has_b else []
+        for branch in branches:
             try:
-                build = _pair_a(row, tokenizer) if branch == "A" else _pair_b(row, tokenizer, strategy_weight)
-                if len(build.input_ids) > max_length:
-                    raise _Refused("too_long")
-                examples.append(build)
-            except _Refused as refused:
-                skipped[str(refused)] += 1
+                if branch == "A":
+                    prompt, parts = _pair_a(row, answer, tokenizer, weight_a)
+                else:
+                    prompt, parts = _pair_b(row, answer, tokenizer, weight_b, strategy_weight * weight_b)
+                example = _example(row["case_id"], branch, prompt, parts, score)
+                _refuse_length(len(example.input_ids), max_length, context)
+                examples.append(example)
+            except LeftOut as reason:
+                skipped[str(reason)] += 1
     if not examples:
-        why = ", ".join(f"{n} {reason}" for reason, n in skipped.items()) or "no gold row of the train split"
+        raise _nothing_left(len(rows), recipe, skipped, max_length, context)
+    if recipe == "rgt" and weight_b and not strategies:
         raise TrainingError(
-            f"nothing to train on: {len(rows)} rows read, {why}. Let more cases end as gold"
-            f"{' or raise trainer.max_length (' + str(max_length) + ')' if skipped['too_long'] else ''};"
-            " `goldstream gold stats` counts them."
+            f'recipe "rgt" found no strategy in {len(rows)} gold rows, so there is no pair B and it would be "isft". '
+            "Strategies come from cases whose first attempt failed: see with `goldstream gold stats` whether there are "
+            'any and whether the strategist answers, or set trainer.recipe = "isft".'
         )
     return Dataset(examples, len({e.case_id for e in examples}), dict(skipped))
 
 
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=1024):  # Python objects of a whole gold set would not fit
-        yield from batch.to_pylist()
+def sample_by_quality(data: Dataset, trainer: Trainer) -> Dataset:
+    """Returns the examples that trainer.quality takes: whole cases, those of high score several times (SFT(Q)).
+
+    Raises TrainingError where a case has no score.
+    """
+    if trainer.quality == "off":
+        return data
+    by_case: dict[str, list[Example]] = {}
+    for example in data.examples:
+        by_case.setdefault(example.case_id, []).append(example)
+    scores = [score for pairs in by_case.values() if (score := pairs[0].score) is not None]
+    if len(scores) < len(by_case):
+        raise TrainingError(
+            f"trainer.quality is {trainer.quality!r}, and {len(by_case) - len(scores)} of {len(by_case)} cases "
+            'carry no score of a judge. Set trainer.quality = "off", or take answers that were judged, as with "isft".'
+        )
+    if trainer.quality == "top_sets":
+        chosen = top_sets(scores, trainer.quality_percentiles)
+    else:
+        chosen = score_proportional(scores, trainer.quality_sharpness, trainer.seed)
+    cases = list(by_case.values())
+    copies: Counter[int] = Counter()
+    examples: list[Example] = []
+    for index in chosen:
+        examples += [msgspec.structs.replace(example, copy=copies[index]) for example in cases[index]]
+        copies[index] += 1
+    return Dataset(examples, len(copies), data.skipped)
 
 
-def _pair_a(row: dict[str, Any], tokenizer: Any) -> Example:
+def base_context(base: Path) -> int | None:
+    """Returns how many tokens a base can attend to, as its config.json says; None where it does not."""
+    config = json.loads((base / "config.json").read_bytes())
+    limit = config.get("max_position_embeddings", config.get("text_config", {}).get("max_position_embeddings"))
+    return limit if isinstance(limit, int) else None
+
+
+def _refuse_length(tokens: int, max_length: int, context: int | None) -> None:
+    if context is not None and tokens > context:
+        raise LeftOut("beyond_context")
+    if tokens > max_length:
+        raise LeftOut("too_long")
+
+
+def _nothing_left(
+    rows: int, recipe: Recipe, skipped: Counter[str], max_length: int, context: int | None
+) -> TrainingError:
+    why = ", ".join(f"{n} {reason} ({SKIPPED_REASONS[reason]})" for reason, n in skipped.items())
+    advice = RECIPES[recipe].advice
+    if skipped["too_long"]:
+        advice += f", or raise trainer.max_length ({max_length})"
+    if skipped["beyond_context"]:
+        advice += f", or choose a base with a longer context than {context} tokens"
+    kinds = " or ".join(RECIPES[recipe].outcomes)
+    return TrainingError(
+        f"nothing to train on: {rows} rows read, {why or f'no {kinds} row of the train split'}. {advice}; "
+        "`goldstream gold stats` counts the rows."
+    )
+
+
+_Pair = tuple[list[int], list[tuple[list[int], float]]]  # prompt, and parts of the completion with their loss weight
+
+
+def _pair_a(row: dict[str, Any], answer: str | None, tokenizer: Any, weight: float) -> _Pair:
     """Builds x -> y* on the prompt of inference; the prompt, with its empty think block, is masked."""
-    prompt = _encode(tokenizer, render_prompt(tokenizer, row_messages(row), thinking=False))
-    return _example(row["case_id"], "A", prompt, [(_answer(row, tokenizer), 1.0)])
+    prompt = _encode(tokenizer, _render(tokenizer, row_messages(row), thinking=False))
+    return prompt, [(_answer(answer, tokenizer), weight)]
 
 
-def _pair_b(row: dict[str, Any], tokenizer: Any, strategy_weight: float) -> Example:
+def _pair_b(row: dict[str, Any], answer: str | None, tokenizer: Any, weight: float, strategy_weight: float) -> _Pair:
     """Builds x -> think block with the strategy, then y*. Strategy and think tags weigh `strategy_weight`."""
     messages, strategy = row_messages(row), row_strategy(row)
     assert strategy is not None
-    text = render_prompt(tokenizer, messages, thinking=True)
-    if text == render_prompt(tokenizer, messages, thinking=False):
+    text = _render(tokenizer, messages, thinking=True)
+    if text == _render(tokenizer, messages, thinking=False):
         raise TrainingError(
-            f"the chat template of {getattr(tokenizer, 'name_or_path', 'the base')} does not know enable_thinking, so "
+            f"the chat template of {_name(tokenizer)} does not know enable_thinking, so "
             'that pair B would teach thinking where inference wants none. Set trainer.recipe = "isft", or choose a '
             "hybrid base such as Qwen3 (not its Instruct-2507 variants)."
         )
@@ -132,15 +255,27 @@ def _pair_b(row: dict[str, Any], tokenizer: Any, strategy_weight: float) -> Exam
     # Some templates open the block themselves.
     opening = "" if text.rstrip().endswith("<think>") else "<think>\n"
     thought = _encode(tokenizer, f"{opening}{block}\n</think>\n\n")
-    answer = _answer(row, tokenizer)
-    return _example(row["case_id"], "B", _encode(tokenizer, text), [(thought, strategy_weight), (answer, 1.0)])
+    return _encode(tokenizer, text), [(thought, strategy_weight), (_answer(answer, tokenizer), weight)]
 
 
-def _answer(row: dict[str, Any], tokenizer: Any) -> list[int]:
-    if not row["answer"]:
-        raise _Refused("empty_answer")
-    _refuse_control_text(tokenizer, row["answer"])
-    return [*_encode(tokenizer, row["answer"]), tokenizer.eos_token_id]
+def _answer(answer: str | None, tokenizer: Any) -> list[int]:
+    if not answer:
+        raise LeftOut("empty_answer")
+    _refuse_control_text(tokenizer, answer)
+    return [*_encode(tokenizer, answer), tokenizer.eos_token_id]
+
+
+def _render(tokenizer: Any, messages: list[Message], *, thinking: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return render_prompt(tokenizer, messages, thinking=thinking)
+    except (TemplateError, TypeError) as error:  # a template that knows no system message, or no message without text
+        raise LeftOut("unrenderable") from error
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "") or "the base"
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
@@ -151,14 +286,14 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 def _refuse_control_text(tokenizer: Any, text: str) -> None:
     if any(tag in text for tag in (*tokenizer.all_special_tokens, "<think>", "</think>")):
-        raise _Refused("control_text")
+        raise LeftOut("control_text")
 
 
 def _example(
-    case_id: str, branch: Literal["A", "B"], prompt: list[int], parts: list[tuple[list[int], float]]
+    case_id: str, branch: Branch, prompt: list[int], parts: list[tuple[list[int], float]], score: float | None
 ) -> Example:
     ids, weights = list(prompt), [0.0] * len(prompt)
     for part, weight in parts:
         ids += part
         weights += [weight] * len(part)
-    return Example(case_id, branch, tuple(ids), tuple(weights), len(prompt))
+    return Example(case_id, branch, tuple(ids), tuple(weights), len(prompt), score)
