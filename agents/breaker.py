@@ -23,9 +23,9 @@ class Breaker:
 
     - One case that always fails while others are answered never opens it: it counts cases in a row, not calls.
     - A 429 opens it at once, for what Retry-After asks or for a cool-down.
-    - A cool-down doubles if the one before ended a short while ago, up to `longest_s`; jitter keeps processes apart.
-      After a 429 it does so only if no case was answered in between: one that answers up to its limit is no outage,
-      and is used up to it.
+    - A cool-down doubles up to `longest_s` if the one before ended a short while ago and at most as many calls were
+      answered since as went wrong: an endpoint that answers up to its limit, or most of its callers, is used for what
+      it can do. Jitter keeps processes apart.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Breaker:
         self._limited_cases: dict[str, tuple[float, bool]] = {}  # the last two: when, and if again despite an answer
         self._answered_at = float("-inf")
         self._closed_at = float("-inf")
+        self._good = self._bad = 0  # calls for cases since it closed
         self._pause_s = 0.0  # the last cool-down, before jitter
 
     @property
@@ -69,6 +70,7 @@ class Breaker:
     def succeeded(self) -> None:
         """Notes that the endpoint has answered a case, well or badly."""
         self._answered_at = self._clock()
+        self._good += 1
         self._failing.clear()
         if self._until is not None and not self._limited:
             self._close()
@@ -76,6 +78,7 @@ class Breaker:
     def failed(self, case_id: str) -> None:
         """Notes that a call for this case has failed in a way that may pass."""
         self._failing.add(case_id)
+        self._bad += 1
         if self._until is None and len(self._failing) >= self._failures:
             self._open()
 
@@ -88,7 +91,8 @@ class Breaker:
             del self._limited_cases[next(iter(self._limited_cases))]
         if self._until is None:
             self._limited = True
-            self._open(retry_after_s, afresh=self._answered_at > self._closed_at)
+            self._bad += 1
+            self._open(retry_after_s)
         elif retry_after_s is not None:  # one of many calls under way at once: the pause does not grow by each
             self._until = max(self._until, self._clock() + min(retry_after_s, ASKED_AT_MOST_S))
 
@@ -103,12 +107,14 @@ class Breaker:
         """Notes that a probe has failed: opens, or stays open for longer."""
         self._open(retry_after_s)
 
-    def _open(self, retry_after_s: float | None = None, afresh: bool = False) -> None:
+    def _open(self, retry_after_s: float | None = None) -> None:
         now = self._clock()
-        again = not afresh and (self._until is not None or now - self._closed_at <= self._pause_s)
+        relapsed = now - self._closed_at <= self._pause_s and self._good <= self._bad
+        again = self._until is not None or relapsed
         self._pause_s = min(self._pause_s * 2, self._longest_s) if again else min(FIRST_S, self._longest_s)
         cool_down_s = self._pause_s * self._jitter()
         self._until = now + max(cool_down_s, min(retry_after_s or 0.0, ASKED_AT_MOST_S))
 
     def _close(self) -> None:
         self._until, self._limited, self._closed_at = None, False, self._clock()
+        self._good = self._bad = 0
