@@ -94,7 +94,7 @@ class GateExample(msgspec.Struct, frozen=True, kw_only=True):
     """One holdout case in numbers; its texts are in gate.html alone."""
 
     case_id: str
-    change: Literal["lost", "gained", "failed", "passed"]  # the last two: on both sides
+    change: Literal["lost", "gained", "failed"]  # the last: on both sides, with other answers
     rules_before: tuple[str, ...] = ()
     rules_after: tuple[str, ...] = ()
 

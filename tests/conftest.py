@@ -8,11 +8,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stub_models import StubModels
+from tiny import make_tiny_adapter, make_tiny_model
 
-from schemas.settings import Settings, load_settings
+from schemas.settings import Gate, LocalModel, Model, Rubric, Rule, Settings, Task, Trainer, load_settings
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +49,40 @@ def make_settings(kafka: str, tmp_path: Path) -> Callable[..., Settings]:
         return load_settings(path, [*base, *overrides], environ={})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny Qwen3."""
+    return make_tiny_model(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base: Path) -> Any:
+    """Its tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base, local_files_only=True)
+
+
+@pytest.fixture
+def settings(base: Path, tmp_path: Path) -> Settings:
+    """One task, toy, whose student is the tiny model in process; it learns four lines in 30 steps."""
+    task = Task(
+        topics=("log",),
+        rubric=Rubric(rules=(Rule(id="exact", text="be exact"),)),
+        student=Model(model="local/tiny", max_tokens=8),
+        trainer=Trainer(
+            rank=16, alpha=32, learning_rate=1e-2, epochs=30, batch_size=4, threads=1, min_corrected_rows=4
+        ),
+        gate=Gate(min_holdout=4, max_holdout=4),
+    )
+    return Settings(state_dir=str(tmp_path / "state"), local={"tiny": LocalModel(path=str(base))}, tasks={"toy": task})
+
+
+@pytest.fixture(scope="session")
+def run_folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves behind: a random adapter of the tiny model, not yet published."""
+    folder = make_tiny_adapter(tmp_path_factory.mktemp("run") / "run", base)
+    (folder / "manifest.json").unlink()
+    return folder

@@ -1,13 +1,12 @@
 """The gate: candidate and incumbent answer the same frozen holdout, the task's own judge decides.
 
-Called by trainer.service after every run. Generation is greedy with thinking off, as in production.
+Called by trainer.run after every run. Generation is greedy with thinking off, as in production; with gate.thinking
+both are asked with thinking on too, for the report alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,24 +14,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-import msgspec
-import pyarrow as pa
-import pyarrow.compute as pc
+from schemas.adapters import Comparison, GateExample, GateReport, adapter_folder
+from schemas.case import Message, Verdict, Violation
+from schemas.errors import ModelError, ModelRefused, ModelUnavailable
+from schemas.settings import Settings
+from trainer.holdout import HoldoutCase, holdout_sha256
+from trainer.paired import compare, decide
 
-from schemas.adapters import GateReport, adapter_folder
-from schemas.case import Message, Verdict
-from schemas.errors import AdapterError, ModelError, ModelRefused, ModelUnavailable
-from schemas.gold import read_outcomes
-from schemas.outcomes import row_messages
-from schemas.settings import Gate, Settings
-from trainer.registry import replace_file
-
-HOLDOUT = "holdout.json"
 JUDGED_AT_ONCE = 16
 
 Judge = Callable[[Sequence[Message], str], Awaitable[Verdict]]
-AnswerCache = dict[str, dict[str, str]]  # version -> case id -> answer
-Decision = Literal["promote", "refuse", "undecided"]
+Side = tuple[str, bool]  # version ("" for the base), thinking
+AnswerCache = dict[Side, dict[str, str]]  # side -> case id -> answer
 
 
 class _Generation(Protocol):
@@ -57,46 +50,28 @@ class Engine(Protocol):
         """Forgets it again."""
 
     def generate_batch(
-        self, prompts: Sequence[Sequence[Message]], *, adapter: str, temperature: float, max_tokens: int
+        self, prompts: Sequence[Sequence[Message]], *, adapter: str, temperature: float, max_tokens: int, thinking: bool
     ) -> Sequence[_Generation]:
         """Answers prompts in order; `adapter` "" is the base."""
 
 
-class HoldoutCase(NamedTuple):
-    """One prompt the gate asks."""
+class Shown(NamedTuple):
+    """One holdout case with its texts, for gate.html."""
 
     case_id: str
-    messages: list[Message]
+    change: Literal["lost", "gained", "failed"]  # the last: on both sides, with other answers
+    messages: Sequence[Message]
+    before: str
+    after: str
+    violations_before: Sequence[Violation]
+    violations_after: Sequence[Violation]
 
 
-def holdout_cases(gold: Path, task: str) -> list[HoldoutCase]:
-    """Returns every holdout case of a task."""
-    rows = read_outcomes(gold, ("case_id", "outcome", "split", "messages"), task=task)
-    rows = rows.filter(pc.and_(pc.equal(rows["outcome"], "holdout"), pc.equal(rows["split"], "holdout")))
-    return [HoldoutCase(row["case_id"], row_messages(row)) for row in _to_rows(rows)]
+class GateResult(NamedTuple):
+    """The report, and the texts that only its page shows."""
 
-
-def freeze_holdout(registry: Path, task: str, cases: Sequence[HoldoutCase], limit: int) -> list[HoldoutCase]:
-    """Returns the at most `limit` cases the gate asks, remembering them in holdout.json.
-
-    Ids once written stay, in their order, so that gates of one task ask the same questions and their pass rates can
-    be compared. While there are fewer than `limit`, new ones are appended at the end. A case whose row is gone
-    (erased, or superseded by another outcome) is left out and its place filled. New ids come in the order of their
-    hash: producers' ids may grow with time, and a sample of the first days only would not be one of the traffic.
-    The caller holds the task's lease.
-    """
-    by_id = {case.case_id: case for case in cases}
-    path = registry / task / HOLDOUT
-    try:
-        frozen = msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
-    except (msgspec.DecodeError, OSError) as error:
-        raise AdapterError(f"{path} cannot be read: {error}. Restore it, or remove it to freeze a new one.") from error
-    present = [case_id for case_id in frozen if case_id in by_id]
-    fresh = sorted(by_id.keys() - set(frozen), key=lambda case_id: hashlib.sha256(case_id.encode()).digest())
-    added = fresh[: max(0, limit - len(present))]
-    if added:
-        replace_file(registry, task, HOLDOUT, msgspec.json.encode([*frozen, *added]))
-    return [by_id[case_id] for case_id in [*present, *added][:limit]]
+    report: GateReport
+    shown: list[Shown]
 
 
 def run_gate(
@@ -109,85 +84,110 @@ def run_gate(
     incumbent: str,
     judge: Judge | None = None,
     cache: AnswerCache | None = None,
-) -> GateReport:
+) -> GateResult:
     """Compares a candidate version with the incumbent ("" for the base) on the frozen holdout.
 
-    `judge` is by default the task's own, from agents; `cache` keeps answers by version between gates. A case that
+    `judge` is by default the task's own, from agents; `cache` keeps answers between gates of one base. A case that
     the judge cannot judge for either side counts for neither. Raises AdapterError for an adapter that must not be
     loaded, ModelUnavailable where too few cases could be judged to decide anything.
     """
     started = time.monotonic()
     gate = settings.task(task).gate
     cache = {} if cache is None else cache
+    old, new = (incumbent, False), (candidate, False)
+    sides = [old, new, *([(incumbent, True), (candidate, True)] if gate.thinking else [])]
+    found = Comparison(cases=len(cases), before=0.0, after=0.0, gained=0, lost=0, p_value=1.0)
+    thinking, shown, judged_by = None, list[Shown](), None
+    broken_before, broken_after = dict[str, int](), dict[str, int]()
     if len(cases) < gate.min_holdout:
-        decision, reason = decide(gate, len(cases), 0, 0, 1.0)
-        undecided: dict[str, Any] = {"cases": len(cases), "before": 0.0, "after": 0.0, "gained": 0, "lost": 0}
-        return GateReport(
-            task=task,
-            version=candidate,
-            incumbent=incumbent,
-            decision=decision,
-            reason=reason,
-            p_value=1.0,
-            **undecided,
-        )
-    answers = {version: _answers(settings, task, engine, cases, version, cache) for version in (incumbent, candidate)}
-    for stale in cache.keys() - answers.keys():
-        del cache[stale]
-    verdicts = asyncio.run(_judge_all(settings, task, judge, cases, answers))
-    before, after = verdicts[incumbent], verdicts[candidate]
-    both = [case.case_id for case in cases if case.case_id in before and case.case_id in after]
-    if len(both) < gate.min_holdout:
-        raise ModelUnavailable(
-            f"only {len(both)} of {len(cases)} holdout answers of {task} could be generated and judged for both sides; "
-            f"gate.min_holdout asks for {gate.min_holdout}. Check the judge model; the gate runs again."
-        )
-    gained = sum(after[i].passed and not before[i].passed for i in both)
-    lost = sum(before[i].passed and not after[i].passed for i in both)
-    passed_before, passed_after = sum(before[i].passed for i in both), sum(after[i].passed for i in both)
-    p_value = mcnemar(gained, lost)
-    decision, reason = decide(gate, len(both), passed_before, passed_after, p_value)
-    if len(both) < len(cases):
-        reason += f"; {len(cases) - len(both)} cases could not be judged and count for neither"
-    return GateReport(
+        decision, reason = decide(gate, found)
+    else:
+        answers = {side: _answers(settings, task, engine, cases, side, cache) for side in sides}
+        for stale in cache.keys() - answers.keys():
+            del cache[stale]
+        verdicts = asyncio.run(_judge_all(settings, task, judge, cases, answers))
+        both = _judged_on_both(cases, verdicts[old], verdicts[new])
+        if len(both) < gate.min_holdout:
+            raise ModelUnavailable(
+                f"only {len(both)} of {len(cases)} holdout answers of {task} could be generated and judged for both "
+                f"sides; gate.min_holdout asks for {gate.min_holdout}. Check the judge model; the gate runs again."
+            )
+        found = compare(gate, verdicts[old], verdicts[new], both)
+        decision, reason = decide(gate, found)
+        if len(both) < len(cases):
+            reason += f"; {len(cases) - len(both)} cases could not be judged and count for neither"
+        if gate.thinking:
+            before, after = verdicts[incumbent, True], verdicts[candidate, True]
+            thought = _judged_on_both(cases, before, after)
+            thinking = compare(gate, before, after, thought) if thought else None
+        broken_before = _rules_broken([verdicts[old][i] for i in both])
+        broken_after = _rules_broken([verdicts[new][i] for i in both])
+        shown = choose_examples(cases, answers[old], answers[new], verdicts[old], verdicts[new], gate.report_examples)
+        judged_by = verdicts[new][both[0]]
+    report = GateReport(
         task=task,
         version=candidate,
         incumbent=incumbent,
         decision=decision,
         reason=reason,
-        cases=len(both),
-        before=passed_before / len(both),
-        after=passed_after / len(both),
-        gained=gained,
-        lost=lost,
-        p_value=p_value,
+        cases=found.cases,
+        before=found.before,
+        after=found.after,
+        gained=found.gained,
+        lost=found.lost,
+        p_value=found.p_value,
         seconds=time.monotonic() - started,
-        violations_before=_rules_broken([before[i] for i in both]),
-        violations_after=_rules_broken([after[i] for i in both]),
+        violations_before=broken_before,
+        violations_after=broken_after,
+        test=gate.test,
+        promotion=gate.promotion,
+        score_before=found.score_before,
+        score_after=found.score_after,
+        score_low=found.score_low,
+        score_high=found.score_high,
+        thinking=thinking,
+        base_sha256=engine.base_sha256,
+        holdout_sha256=holdout_sha256(cases),
+        rubric=judged_by.rubric if judged_by else "",
+        judge=judged_by.judge if judged_by else "",
+        at_ms=int(time.time() * 1000),
+        examples=tuple(
+            GateExample(
+                case_id=one.case_id,
+                change=one.change,
+                rules_before=_rules(one.violations_before),
+                rules_after=_rules(one.violations_after),
+            )
+            for one in shown
+        ),
     )
+    return GateResult(report, shown)
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """Returns the exact two-sided p-value of McNemar's test: a fair coin over the cases that changed."""
-    changed = gained + lost
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    p_value: float = 2 * tail / 2**changed
-    return min(1.0, p_value)
-
-
-def decide(gate: Gate, cases: int, passed_before: int, passed_after: int, p_value: float) -> tuple[Decision, str]:
-    """Decides on a candidate from the paired counts; the reason is for people."""
-    if cases < gate.min_holdout:
-        return "undecided", f"{cases} holdout cases, gate.min_holdout asks for {gate.min_holdout}"
-    before, after = passed_before / cases, passed_after / cases
-    figures = f"{before:.1%} -> {after:.1%} of {cases} cases, p = {p_value:.3g}"
-    if after < before and p_value <= gate.significance:
-        return "refuse", f"significantly worse: {figures}"
-    if after <= before:
-        return "refuse", f"no gain: {figures}"
-    if after - before <= gate.min_gain:
-        return "refuse", f"gains no more than gate.min_gain {gate.min_gain:g}: {figures}"
-    return "promote", f"better: {figures}"
+def choose_examples(
+    cases: Sequence[HoldoutCase],
+    answers_before: Mapping[str, str],
+    answers_after: Mapping[str, str],
+    before: Mapping[str, Verdict],
+    after: Mapping[str, Verdict],
+    limit: int,
+) -> list[Shown]:
+    """Returns at most `limit` cases that show what changed: losses and gains in turn, then failures that differ."""
+    messages = {case.case_id: case.messages for case in cases}
+    lost, gained, failed = list[Shown](), list[Shown](), list[Shown]()
+    for case_id in _judged_on_both(cases, before, after):
+        old, new = before[case_id], after[case_id]
+        if (old.passed and new.passed) or (
+            old.passed == new.passed and answers_before[case_id] == answers_after[case_id]
+        ):
+            continue
+        change: Literal["lost", "gained", "failed"] = "lost" if old.passed else "gained" if new.passed else "failed"
+        into = {"lost": lost, "gained": gained, "failed": failed}[change]
+        texts = (answers_before[case_id], answers_after[case_id])
+        into.append(Shown(case_id, change, messages[case_id], *texts, old.violations, new.violations))
+    paired = [one for pair in zip(lost, gained, strict=False) for one in pair]
+    rest = [*lost[len(gained) :], *gained[len(lost) :]]
+    return [*paired, *rest, *failed][:limit]
 
 
 def task_judge(settings: Settings, task: str, models: Any = None) -> Judge:
@@ -202,20 +202,30 @@ def task_judge(settings: Settings, task: str, models: Any = None) -> Judge:
     return judge
 
 
+def _judged_on_both(
+    cases: Sequence[HoldoutCase], before: Mapping[str, Verdict], after: Mapping[str, Verdict]
+) -> list[str]:
+    return [case.case_id for case in cases if case.case_id in before and case.case_id in after]
+
+
 def _answers(
-    settings: Settings, task: str, engine: Engine, cases: Sequence[HoldoutCase], version: str, cache: AnswerCache
+    settings: Settings, task: str, engine: Engine, cases: Sequence[HoldoutCase], side: Side, cache: AnswerCache
 ) -> dict[str, str]:
-    known = cache.setdefault(version, {})
+    known = cache.setdefault(side, {})
     missing = [case for case in cases if case.case_id not in known]
     if not missing:
         return known
+    version, thinking = side
     if version:
         engine.load_adapter(version, adapter_folder(settings.adapters, task, version))
+    chosen = settings.task(task)
+    max_tokens = chosen.student.max_tokens + (chosen.gate.thinking_tokens if thinking else 0)
 
     def generate(asked: Sequence[HoldoutCase]) -> None:
         prompts = [case.messages for case in asked]
-        max_tokens = settings.task(task).student.max_tokens
-        generations = engine.generate_batch(prompts, adapter=version, temperature=0.0, max_tokens=max_tokens)
+        generations = engine.generate_batch(
+            prompts, adapter=version, temperature=0.0, max_tokens=max_tokens, thinking=thinking
+        )
         known.update((case.case_id, g.text) for case, g in zip(asked, generations, strict=True))
 
     try:
@@ -235,9 +245,9 @@ async def _judge_all(
     task: str,
     judge: Judge | None,
     cases: Sequence[HoldoutCase],
-    answers: Mapping[str, Mapping[str, str]],
-) -> dict[str, dict[str, Verdict]]:
-    """Returns version -> case id -> verdict, without the cases that have no answer or cannot be judged."""
+    answers: Mapping[Side, Mapping[str, str]],
+) -> dict[Side, dict[str, Verdict]]:
+    """Returns side -> case id -> verdict, without the cases that have no answer or cannot be judged."""
     models = None
     if judge is None:
         if not settings.task(task).rubric.verifier:
@@ -245,28 +255,27 @@ async def _judge_all(
 
             models = Models(settings)
         judge = task_judge(settings, task, models)
-    verdicts: dict[str, dict[str, Verdict]] = {version: {} for version in answers}
+    verdicts: dict[Side, dict[str, Verdict]] = {side: {} for side in answers}
     at_once = asyncio.Semaphore(JUDGED_AT_ONCE)
 
-    async def one(version: str, case: HoldoutCase) -> None:
+    async def one(side: Side, case: HoldoutCase) -> None:
         async with at_once:
             with suppress(ModelError):
-                verdicts[version][case.case_id] = await judge(case.messages, answers[version][case.case_id])
+                verdicts[side][case.case_id] = await judge(case.messages, answers[side][case.case_id])
 
     try:
-        await asyncio.gather(*(one(v, case) for v in answers for case in cases if case.case_id in answers[v]))
+        await asyncio.gather(*(one(side, case) for side in answers for case in cases if case.case_id in answers[side]))
     finally:
         if models is not None:
             await models.close()
     return verdicts
 
 
+def _rules(violations: Sequence[Violation]) -> tuple[str, ...]:
+    return tuple(sorted({violation.rule for violation in violations}))
+
+
 def _rules_broken(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """Counts answers that break each rule; a rule broken twice in one answer counts once, as in the score."""
-    broken = Counter(rule for verdict in verdicts for rule in {v.rule for v in verdict.violations})
+    broken = Counter(rule for verdict in verdicts for rule in _rules(verdict.violations))
     return dict(sorted(broken.items()))
-
-
-def _to_rows(table: pa.Table) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
