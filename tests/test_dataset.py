@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import pytest
 from ended_cases import ended, land
-from tiny import make_tiny_model
 
 from schemas.case import Attempt, Case, Message, OutcomeKind, Strategy, Verdict
 from schemas.chat import render_prompt
@@ -24,18 +23,6 @@ from trainer.sampling import score_proportional, top_sets
 
 STRATEGY = Strategy("listed a denied symptom", "leave out what the patient denies")
 STUDENT, TEACHER = "local/student", "teacher"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(base: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base, local_files_only=True)
 
 
 def attempt(

@@ -102,7 +102,7 @@ class WeightStats(NamedTuple):
         )
 
     def as_log(self) -> dict[str, float]:
-        """Returns what a line of the step log says of the weights."""
+        """Returns what a line of the step log says of the weights, before any normalisation."""
         return {"weight_mean": self.mean, "weight_max": self.largest, "weight_ess": self.effective}
 
 
