@@ -1,30 +1,23 @@
-"""Claims about the trainer: loop and rollout.
-
-Everything real but Kafka (a list) and vLLM (a stub server).
-"""
+"""Claims about the trainer's loop."""
 
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import make_tiny_model
-from toys import NEW, OLD, STRATEGY, TOY, Service, a_case, a_manifest, wait_until, with_task
+from toys import OLD, STRATEGY, TOY, a_case, a_manifest
 
-from schemas.adapters import AdapterRecord, read_manifest, served_name
+from schemas.adapters import read_manifest
 from schemas.case import Case, Message
 from schemas.errors import TrainingError
 from schemas.outcomes import outcome_row, outcome_table
-from schemas.settings import Model, Settings, Trainer
+from schemas.settings import Settings, Trainer
 from trainer.dataset import Dataset, build_examples
-from trainer.registry import next_version, promote, publish
-from trainer.rollout import latest_records, run_rollout
+from trainer.registry import next_version, publish
 
 
 def examples_of(
@@ -133,187 +126,6 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, base: Path, token
     with pytest.raises(TrainingError, match=r"loss became nan at step 1 of 3.*learning_rate"):
         train_lora(broken, examples, Trainer(rank=4, threads=1), tmp_path / "out")
     assert not (tmp_path / "out/adapter_model.safetensors").exists()
-
-
-# Rollout
-
-
-class ListRecords:
-    """gs.adapters as a list."""
-
-    def __init__(self, *records: AdapterRecord) -> None:
-        self.records = list(records)
-
-    def read(self) -> list[AdapterRecord]:
-        return list(self.records)
-
-    def append(self, record: AdapterRecord) -> None:
-        self.records.append(record)
-
-
-class Rollout(Service):
-    """Rollout in a thread."""
-
-    def __init__(self, settings: Settings, records: ListRecords) -> None:
-        self.stop = threading.Event()
-        options = {"stop": self.stop, "records": records, "poll_s": 0.02}
-        self.thread = threading.Thread(target=run_rollout, args=(settings,), kwargs=options)
-
-
-class FakeVllm:
-    """The four calls of a vLLM server; `calls` tells what was asked, `broken` names adapters that answer 500."""
-
-    def __init__(self) -> None:
-        self.loaded: dict[str, str] = {}
-        self.calls: list[tuple[str, str]] = []
-        self.broken: set[str] = set()
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.answer(200, {"data": [{"id": name} for name in ["tiny", *fake.loaded]]})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                name = body.get("lora_name") or body["model"]
-                fake.calls.append((self.path.rsplit("/", 1)[1], name))
-                if self.path == "/v1/load_lora_adapter":
-                    fake.loaded[name] = body["lora_path"]
-                elif self.path == "/v1/unload_lora_adapter":
-                    del fake.loaded[name]
-                elif name in fake.broken or name not in fake.loaded:
-                    return self.answer(500, {"error": "engine failure"})
-                else:
-                    completion = {"message": {"content": "OK."}}
-                    return self.answer(200, {"choices": [completion], "usage": {"completion_tokens": 2}})
-                self.answer(200, "Success")
-
-            def answer(self, status: int, body: Any) -> None:
-                data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}).start()
-
-
-@pytest.fixture
-def vllm() -> Iterator[FakeVllm]:
-    fake = FakeVllm()
-    yield fake
-    fake.server.shutdown()
-    fake.server.server_close()
-
-
-def publish_and_promote(settings: Settings, base: Path, run_folder: Path, version: str) -> None:
-    publish(settings.adapters, run_folder, a_manifest(base, version))
-    promote(settings.adapters, "toy", version, by="gate", reason="better")
-
-
-def test_rollout_records_what_was_promoted_and_what_was_taken_back(
-    settings: Settings, base: Path, run_folder: Path
-) -> None:
-    records = ListRecords()
-    with Rollout(settings, records):
-        publish_and_promote(settings, base, run_folder, OLD)
-        wait_until(lambda: len(records.records) == 1)
-        promote(settings.adapters, "toy", "", by="hand", reason="complaints")
-        wait_until(lambda: len(records.records) == 2)
-        time.sleep(0.1)
-    first, second = records.records
-    assert (first.version, first.previous, first.reason, first.served_as) == (OLD, "", "gate: better", "")
-    assert (second.version, second.previous, second.reason) == ("", OLD, "hand: complaints")
-    assert [(r.lease_epoch, r.sequence) for r in records.records] == [(1, 1), (1, 2)]
-
-
-def test_each_rollout_has_a_higher_epoch_even_where_its_lease_file_was_lost(
-    settings: Settings, base: Path, run_folder: Path
-) -> None:
-    publish_and_promote(settings, base, run_folder, OLD)
-    records = ListRecords(AdapterRecord(task="other", version="", lease_epoch=7, sequence=3, at_ms=1))
-    with Rollout(settings, records):
-        wait_until(lambda: len(records.records) == 2)
-    assert records.records[-1].lease_epoch == 8
-    with Rollout(settings, records):  # nothing to switch: it only takes the lease
-        wait_until(lambda: int((settings.adapters / "rollout.lease").read_text()) == 9)
-        promote(settings.adapters, "toy", "", by="hand")
-        wait_until(lambda: len(records.records) == 3)
-    assert latest_records(records.records)["toy"].lease_epoch == 9
-
-
-def test_vllm_loads_answers_and_only_then_is_recorded_and_the_one_before_last_is_unloaded(
-    settings: Settings, base: Path, run_folder: Path, vllm: FakeVllm
-) -> None:
-    student = Model(model="hosted_vllm/tiny", api_base=vllm.url)
-    settings = with_task(settings, student=student, trainer=Trainer(base=str(base)))
-    records = ListRecords()
-    versions = [OLD, NEW, "v0003-cccccc"]
-    names = [served_name("toy", version) for version in versions]
-    with Rollout(settings, records):
-        for count, version in enumerate(versions, 1):
-            publish_and_promote(settings, base, run_folder, version)
-            wait_until(lambda count=count: len(records.records) == count)  # type: ignore[misc]
-        wait_until(lambda: len(vllm.loaded) == 2)
-    assert vllm.calls == [
-        *((call, name) for name in names for call in ("load_lora_adapter", "completions")),
-        ("unload_lora_adapter", names[0]),
-    ]
-    assert vllm.loaded[names[1]] == str((settings.adapters / "toy" / NEW).resolve())
-    assert [record.served_as for record in records.records] == names
-
-
-def test_a_failed_smoke_test_or_a_changed_adapter_switches_nothing_and_is_tried_again(
-    settings: Settings, base: Path, run_folder: Path, vllm: FakeVllm, caplog: pytest.LogCaptureFixture
-) -> None:
-    student = Model(model="hosted_vllm/tiny", api_base=vllm.url)
-    settings = with_task(settings, student=student, trainer=Trainer(base=str(base)))
-    records = ListRecords()
-    vllm.broken.add(served_name("toy", OLD))
-    with Rollout(settings, records):
-        publish_and_promote(settings, base, run_folder, OLD)
-        wait_until(lambda: "answered 500" in caplog.text)
-        assert records.records == []
-        vllm.broken.clear()
-        wait_until(lambda: len(records.records) == 1)
-        publish(settings.adapters, run_folder, a_manifest(base, NEW))
-        promote(settings.adapters, "toy", NEW, by="gate")
-        (settings.adapters / "toy" / NEW / "adapter_config.json").write_text("{}")
-        wait_until(lambda: "changed after it was written" in caplog.text or len(records.records) == 2)
-    assert vllm.calls.count(("load_lora_adapter", served_name("toy", OLD))) == 1  # loaded once, asked twice
-
-
-def test_a_model_server_that_restarted_gets_its_adapter_again(
-    settings: Settings, base: Path, run_folder: Path, vllm: FakeVllm
-) -> None:
-    student = Model(model="hosted_vllm/tiny", api_base=vllm.url)
-    settings = with_task(settings, student=student, trainer=Trainer(base=str(base)))
-    publish_and_promote(settings, base, run_folder, OLD)
-    name = served_name("toy", OLD)
-    record = AdapterRecord(task="toy", version=OLD, lease_epoch=1, sequence=1, at_ms=1, served_as=name)
-    records = ListRecords(record)
-    with Rollout(settings, records):
-        wait_until(lambda: name in vllm.loaded)
-    assert records.records == [record]
-
-
-def test_rollout_ends_where_a_newer_one_writes(settings: Settings, base: Path, run_folder: Path) -> None:
-    from trainer.rollout import NewerRollout
-
-    class Overtaken(ListRecords):
-        def read(self) -> list[AdapterRecord]:
-            found = super().read()
-            self.records = [AdapterRecord(task="toy", version=NEW, lease_epoch=99, sequence=1, at_ms=1)]
-            return found
-
-    publish_and_promote(settings, base, run_folder, OLD)
-    with pytest.raises(NewerRollout, match="lease epoch 99"):
-        run_rollout(settings, stop=threading.Event(), records=Overtaken(), poll_s=0.01)
 
 
 def test_manifests_survive_the_trip_through_json(tmp_path: Path, base: Path, run_folder: Path) -> None:

@@ -1,50 +1,51 @@
-"""Rollout: makes the version that should serve the one that serves, in a process of its own.
+"""Rollout: makes the version that should serve the one that serves, in a process of its own that outlives training.
 
-Watches the promotion log of the registry; the model server loads an adapter under a versioned name, answers a smoke
-test, and only then one record on gs.adapters switches every worker. Imports no torch, so that it stays small.
+Watches the promotion log of the registry; every vLLM server loads an adapter under a versioned name and answers a
+smoke test, and only then one record on gs.adapters switches every worker. A share of the cases stays on the version
+before while trainer.guard compares the two. Imports no torch, so that it stays small.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Protocol
-from urllib import error as urllib_error
-from urllib import request as urllib_request
 
 import msgspec
 
-from schemas.adapters import AdapterRecord, adapter_folder, base_fingerprint, served_name, verify_adapter
-from schemas.errors import AdapterError, BrokerError, GoldstreamError, SettingsError
+from schemas.adapters import AdapterRecord, served_name
+from schemas.errors import GoldstreamError
 from schemas.faults import crash_point
-from schemas.kafka import connect
-from schemas.settings import Model, Settings
-from schemas.topics import ADAPTERS
-from trainer.registry import lease, promotions
+from schemas.settings import Settings
+from trainer.fleet import Fleet
+from trainer.guard import Finding, Guard
+from trainer.records import KafkaRecords as KafkaRecords
+from trainer.records import NewerRollout as NewerRollout
+from trainer.records import RecordLog, Writer, next_epoch
+from trainer.records import latest_records as latest_records
+from trainer.registry import Promotion, lease, promote, promotions
 
 log = logging.getLogger("goldstream.rollout")
 
 POLL_S = 1.0
-CHECK_SERVER_S = 15.0  # a model server that restarted has forgotten its adapters
+LOOK_POLLS = 10  # between two looks of the guard at the gold set
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
-KAFKA_TIMEOUT_S = 30.0
-HTTP_TIMEOUT_S = 60.0  # loading an adapter reads it from disk
 
 
-class RecordLog(Protocol):
-    """Where adapter records are kept: the topic gs.adapters, or a list in tests."""
+class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What rollout does for a task right now; <state>/rollout/<task>.json."""
 
-    def read(self) -> list[AdapterRecord]:
-        """Returns every record now there, in order."""
-
-    def append(self, record: AdapterRecord) -> None:
-        """Adds a record and returns once it is durable."""
+    task: str
+    wanted: str = ""  # the promotion log's last
+    serving: str = ""  # the record's
+    previous: str = ""
+    canary_share: float = 0.0
+    servers: dict[str, str] = {}  # address -> "serves", "asleep" or what is wrong
+    watch: str = ""  # what the guard last found
+    errors: dict[str, str] = {}  # by step: "servers", "switch", "guard"
+    updated_ms: int = 0
 
 
 def run_rollout(
@@ -61,272 +62,197 @@ def run_rollout(
         known = _read_patiently(records, stop)
         if known is None:
             return
-        epoch = _next_epoch(descriptor, known)
+        epoch = next_epoch(descriptor, known)
         log.info("rollout watches %s with lease epoch %d", ", ".join(settings.tasks), epoch)
-        writer = _Writer(records, known, epoch)
-        tasks = [_TaskRollout(settings, name, writer) for name in settings.tasks]
+        writer = Writer(records, known, epoch)
+        tasks = [_TaskRollout(settings, name, writer, poll_s) for name in settings.tasks]
         while not stop.is_set():
             for task in tasks:
                 task.poll()
             stop.wait(poll_s)
 
 
-def latest_records(records: Sequence[AdapterRecord]) -> dict[str, AdapterRecord]:
-    """Returns the record that counts for each task: the highest (lease epoch, sequence)."""
-    latest: dict[str, AdapterRecord] = {}
-    for record in records:
-        if record.supersedes(latest.get(record.task)):
-            latest[record.task] = record
-    return latest
+def read_status(settings: Settings, task: str) -> RolloutStatus | None:
+    """Returns what rollout last said about a task, None where it never ran."""
+    try:
+        return msgspec.json.decode(_status_path(settings, task).read_bytes(), type=RolloutStatus)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
 
 
-class NewerRollout(BrokerError):
-    """A rollout with a higher lease epoch has written; this one must end."""
+class _Step:
+    """Something done again and again: every `every_s` while it works, with backoff while it does not."""
 
+    def __init__(self, name: str, every_s: float, act: Callable[[], None]) -> None:
+        self.name, self.every_s, self.act = name, every_s, act
+        self.retry_s, self.at, self.error = FIRST_RETRY_S, 0.0, ""
 
-class KafkaRecords:
-    """gs.adapters as a RecordLog: one record per switch, keyed by task."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.topic = settings.topic(ADAPTERS)
-
-    def read(self) -> list[AdapterRecord]:
-        """Reads the topic to its end, without a group; raises BrokerError where it cannot."""
-        from kafka import KafkaConsumer, TopicPartition  # trainer/ imports without Kafka
-        from kafka.errors import KafkaError
-
-        try:
-            consumer = connect(
-                KafkaConsumer,
-                self.settings,
-                group_id=None,
-                isolation_level="read_committed",
-                enable_auto_commit=False,
-                allow_auto_create_topics=False,
-            )
-            try:
-                return self._read(consumer, TopicPartition)
-            finally:
-                consumer.close()
-        except KafkaError as error:
-            raise BrokerError(f"{self.topic} cannot be read: {type(error).__name__}: {error}") from error
-
-    def _read(self, consumer: Any, partition_type: Callable[[str, int], Any]) -> list[AdapterRecord]:
-        partitions = [partition_type(self.topic, p) for p in sorted(consumer.partitions_for_topic(self.topic) or ())]
-        if not partitions:
-            raise BrokerError(f"the topic {self.topic} does not exist. `goldstream topics` makes it.")
-        consumer.assign(partitions)
-        ends = consumer.end_offsets(partitions)
-        for partition, first in consumer.beginning_offsets(partitions).items():
-            consumer.seek(partition, first)
-        found: list[AdapterRecord] = []
-        deadline = time.monotonic() + KAFKA_TIMEOUT_S
-        # Positions, not records, tell the end: an empty or compacted topic has fewer records than offsets.
-        while any(consumer.position(p) < ends[p] for p in partitions):
-            if time.monotonic() > deadline:
-                raise BrokerError(f"{self.topic} was not read to its end within {KAFKA_TIMEOUT_S:.0f} s")
-            for batch in consumer.poll(timeout_ms=500).values():
-                for message in batch:
-                    try:
-                        found.append(msgspec.json.decode(message.value or b"", type=AdapterRecord))
-                    except msgspec.DecodeError as error:
-                        log.warning("%s offset %d is no adapter record: %s", self.topic, message.offset, error)
-        return found
-
-    def append(self, record: AdapterRecord) -> None:
-        """Produces one record and waits until every in-sync replica has it; raises BrokerError where that fails."""
-        from kafka import KafkaProducer
-        from kafka.errors import KafkaError
-
-        try:
-            producer = connect(
-                KafkaProducer,
-                self.settings,
-                acks="all",
-                enable_idempotence=True,
-                allow_auto_create_topics=False,
-                max_block_ms=int(KAFKA_TIMEOUT_S * 1000),
-            )
-            try:
-                sent = producer.send(self.topic, key=record.task.encode(), value=msgspec.json.encode(record))
-                sent.get(timeout=KAFKA_TIMEOUT_S)
-            finally:
-                producer.close(timeout=KAFKA_TIMEOUT_S)
-        except KafkaError as error:
-            raise BrokerError(f"{self.topic} did not take a record: {type(error).__name__}: {error}") from error
-
-
-class _Writer:
-    """The one who may append: numbers records and notices a newer rollout."""
-
-    def __init__(self, records: RecordLog, known: Sequence[AdapterRecord], epoch: int) -> None:
-        self.records, self.epoch, self.sequence = records, epoch, 0
-        self.latest = latest_records(known)
-
-    def append(self, task: str, version: str, *, served_as: str, reason: str, previous: str) -> AdapterRecord:
-        self.sequence += 1
-        record = AdapterRecord(
-            task=task,
-            version=version,
-            lease_epoch=self.epoch,
-            sequence=self.sequence,
-            at_ms=int(time.time() * 1000),
-            reason=reason,
-            served_as=served_as,
-            previous=previous,
-        )
-        self.records.append(record)
-        self.latest[task] = record
-        return record
-
-    def refresh(self) -> None:
-        """Reads the records again: an append that failed may have arrived, or another rollout may have written."""
-        self.latest = latest_records(self.records.read())
-        newest = max((record.lease_epoch for record in self.latest.values()), default=0)
-        if newest > self.epoch:
-            raise NewerRollout(f"a rollout with lease epoch {newest} writes too; this one, with {self.epoch}, ends.")
-
-
-class _TaskRollout:
-    """One task's switches, with backoff after a failure."""
-
-    def __init__(self, settings: Settings, task: str, writer: _Writer) -> None:
-        self.settings, self.task, self.writer = settings, task, writer
-        student = settings.task(task).student
-        self.provider = student.model.partition("/")[0]
-        self.server = _Server(student) if self.provider == "hosted_vllm" else None
-        self.retry_s, self.retry_at, self.check_at = FIRST_RETRY_S, 0.0, 0.0
-
-    def poll(self) -> None:
-        """Switches where another version should serve; nothing switches unless every step succeeds."""
-        if time.monotonic() < self.retry_at:
+    def run(self, task: str) -> None:
+        """Acts where it is time to; a failure is logged, and ends nothing but this try."""
+        if time.monotonic() < self.at:
             return
         try:
-            promoted = promotions(self.settings.adapters, self.task)
-            serving = self.writer.latest.get(self.task)
-            wanted = promoted[-1].version if promoted else ""
-            if wanted != (serving.version if serving else ""):
-                self._switch(wanted, f"{promoted[-1].by}: {promoted[-1].reason}" if promoted else "no promotion left")
-            elif self.server and serving and serving.served_as and time.monotonic() > self.check_at:
-                self.check_at = time.monotonic() + CHECK_SERVER_S
-                if not self.server.has(serving.served_as):
-                    self.server.load(serving.served_as, self._verified(serving.version))
-                    log.warning("%s: the server had lost %s; loaded it again", self.task, serving.served_as)
-            self.retry_s = FIRST_RETRY_S
+            self.act()
+            self.retry_s, self.error, pause_s = FIRST_RETRY_S, "", self.every_s
         except NewerRollout:
             raise
         except (GoldstreamError, OSError) as error:
-            log.error("%s: nothing switched (next try after %.0f s): %s", self.task, self.retry_s, error)
-            self.retry_at = time.monotonic() + self.retry_s
+            log.error("%s: %s failed (next try after %.0f s): %s", task, self.name, self.retry_s, error)
+            self.error, pause_s = str(error), self.retry_s
             self.retry_s = min(self.retry_s * 2, LAST_RETRY_S)
+        self.at = time.monotonic() + pause_s
 
-    def _switch(self, wanted: str, reason: str) -> None:
-        """Brings `wanted` into service.
+
+class _TaskRollout:
+    """One task: its servers, its switches, its guard. Each goes on when another fails."""
+
+    def __init__(self, settings: Settings, task: str, writer: Writer, poll_s: float) -> None:
+        self.settings, self.task, self.writer = settings, task, writer
+        self.status = RolloutStatus(task=task)
+        self.guard: Guard | None = None
+        self.guarded: AdapterRecord | None = None  # the record it watches
+        self.fleet = Fleet(settings, task)
+        self.watch = ""
+        self.steps = (
+            _Step("servers", poll_s, self._tend),
+            _Step("switch", poll_s, self._switch_if_wanted),
+            _Step("guard", poll_s * LOOK_POLLS, self._watch),
+        )
+
+    def poll(self) -> None:
+        """Does what is due."""
+        for step in self.steps:
+            step.run(self.task)
+        self._tell()
+
+    @property
+    def serving(self) -> AdapterRecord | None:
+        """The record that counts."""
+        return self.writer.latest.get(self.task)
+
+    def _promoted(self) -> list[Promotion]:
+        return promotions(self.settings.adapters, self.task)
+
+    def _switch_if_wanted(self) -> None:
+        promoted = self._promoted()
+        wanted = promoted[-1].version if promoted else ""
+        if wanted != (self.serving.version if self.serving else ""):
+            self._switch(promoted)
+
+    def _switch(self, promoted: Sequence[Promotion]) -> None:
+        """Brings the last promoted version into service; nothing switches unless every step succeeds.
 
         1. read the records again: the last attempt may have gone further than it knew;
         2. verify the folder;
-        3. load it and ask it something, under its own name, beside the one that serves;
-        4. append the record: from here on it serves;
-        5. unload the version before the one just replaced, which calls under way may still use.
+        3. load it on every server that is up and ask it something, under its own name, beside the one that serves;
+        4. append the record: from here on it serves, but for the canary share;
+        5. unload all but it and the version just replaced, which calls under way, the canary and the fallback use.
         """
+        last = promoted[-1] if promoted else None
+        wanted, reason = (last.version, f"{last.by}: {last.reason}") if last else ("", "no promotion left")
         self.writer.refresh()  # 1
-        serving = self.writer.latest.get(self.task)
-        current = serving.version if serving else ""
+        current = self.serving.version if self.serving else ""
         if current == wanted:
             return
-        served_as = ""
         if wanted:
-            folder = self._verified(wanted)  # 2
-            if self.server:  # 3
-                served_as = served_name(self.task, wanted)
-                if not self.server.has(served_as):
-                    self.server.load(served_as, folder)
-                self.server.smoke_test(served_as)
+            self.fleet.load(wanted)  # 2, 3
         crash_point("rollout.before_record")
-        self.writer.append(self.task, wanted, served_as=served_as, reason=reason, previous=current)  # 4
+        forward = bool(wanted) and all(entry.version != wanted for entry in promoted[:-1])
+        rollout = self.settings.task(self.task).rollout
+        self.writer.append(  # 4
+            AdapterRecord(
+                task=self.task,
+                version=wanted,
+                lease_epoch=0,
+                sequence=0,
+                at_ms=0,
+                reason=reason,
+                served_as=served_name(self.task, wanted) if wanted and self.fleet.remote else "",
+                previous=current,
+                # Going back is no experiment: nobody stays on what was taken back, nor falls back to it.
+                canary_share=rollout.canary_share if forward else 0.0,
+                fallback=current if forward else "",
+            )
+        )
         crash_point("rollout.after_record")
         log.info("%s: %s serves now, after %s", self.task, wanted or "the base", current or "the base")
-        oldest = serving.previous if serving else ""
-        if self.server and oldest not in ("", wanted, current):  # 5
-            try:
-                self.server.unload(served_name(self.task, oldest))
-            except (AdapterError, OSError) as error:
-                log.warning("%s: %s stays loaded: %s", self.task, oldest, error)
+        self.steps[0].at = 0.0  # 5, as the servers' next turn
 
-    def _verified(self, version: str) -> Path:
-        """Returns a version's folder, checked against the base where that lies on this machine."""
-        if self.provider not in ("local", "hosted_vllm"):
-            raise SettingsError(
-                f"tasks.{self.task}.student.model is served by {self.provider!r}, which loads no adapters of ours. "
-                "Serve it as local/NAME or hosted_vllm/NAME."
-            )
-        student = self.settings.task(self.task).student.model
-        name = student.partition("/")[2]
-        base = (
-            self.settings.local[name].path if self.provider == "local" else self.settings.task(self.task).trainer.base
+    def _tend(self) -> None:
+        """Gives every server what it lacks and takes away what nobody uses: after a switch, a restart, an outage."""
+        serving, promoted = self.serving, self._promoted()
+        versions = (serving.version, serving.fallback, serving.previous) if serving else ()
+        needed = versions if serving and serving.canary_share else versions[:2]
+        wanted = [entry.version for entry in promoted[-1:]]
+        self.fleet.tend([v for v in dict.fromkeys(needed) if v], {*versions, *wanted})
+
+    def _watch(self) -> None:
+        """Looks at a version that has a canary beside it, and takes it back or gives it all cases."""
+        serving = self.serving
+        if serving is None or not serving.canary_share:
+            self.watch = ""
+            return
+        task = self.settings.task(self.task)
+        if self.guard is None or self.guarded != serving:
+            production = task.first_attempt == "production"
+            self.guard = Guard(self.settings.gold, serving, task.rollout, production_first=production)
+            self.guarded = serving
+        finding = self.guard.look()
+        self.watch = finding.reason
+        if finding.decision == "drop":
+            self._take_back(serving, finding)
+        elif finding.decision == "as_good":
+            self.writer.refresh()
+            if self.serving == serving:
+                reason = f"guard: {finding.reason}"
+                self.writer.append(msgspec.structs.replace(serving, canary_share=0.0, reason=reason))
+                log.info("%s: %s has all cases now: %s", self.task, serving.version, finding.reason)
+
+    def _take_back(self, serving: AdapterRecord, finding: Finding) -> None:
+        """Appends to the promotion log that the version before should serve; the next poll switches."""
+        promoted = self._promoted()
+        if not promoted or promoted[-1].version != serving.version:
+            return  # somebody has decided otherwise meanwhile
+        crash_point("rollout.before_rollback")
+        promote(self.settings.adapters, self.task, serving.previous, by="guard", reason=finding.reason)
+        crash_point("rollout.after_rollback")
+        log.error("%s: %s is taken back: %s", self.task, serving.version, finding.reason)
+
+    def _tell(self) -> None:
+        """Writes the status file where something changed, atomically."""
+        promoted, serving = self._known_promotions(), self.serving
+        status = RolloutStatus(
+            task=self.task,
+            wanted=promoted[-1].version if promoted else "",
+            serving=serving.version if serving else "",
+            previous=serving.previous if serving else "",
+            canary_share=serving.canary_share if serving else 0.0,
+            servers=dict(self.fleet.states),
+            watch=self.watch,
+            errors={step.name: step.error for step in self.steps if step.error},
+            updated_ms=self.status.updated_ms,
         )
-        folder = adapter_folder(self.settings.adapters, self.task, version)
-        verify_adapter(folder, base_fingerprint(Path(base)) if base else None)
-        return folder
-
-
-class _Server:
-    """The few calls a vLLM server needs to switch adapters; it must see the registry under the same path."""
-
-    def __init__(self, student: Model) -> None:
-        self.root = student.api_base.rstrip("/").removesuffix("/v1")
-        self.key_env = student.api_key_env
-
-    def has(self, name: str) -> bool:
-        """Tells whether the server serves a model or adapter of this name."""
-        listed = self._call("/v1/models", None).get("data") or []
-        return any(model.get("id") == name for model in listed)
-
-    def load(self, name: str, folder: Path) -> None:
-        """Loads an adapter under `name`."""
-        self._call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
-
-    def unload(self, name: str) -> None:
-        """Unloads an adapter."""
-        self._call("/v1/unload_lora_adapter", {"lora_name": name})
-
-    def smoke_test(self, name: str) -> None:
-        """Asks the adapter for a few tokens; raises AdapterError where it gives none."""
-        question = {"role": "user", "content": "Say OK."}
-        off = {"enable_thinking": False}
-        body = {"model": name, "messages": [question], "max_tokens": 8, "temperature": 0, "chat_template_kwargs": off}
-        answer = self._call("/v1/chat/completions", body)
+        path = _status_path(self.settings, self.task)
+        if status == self.status and path.exists():
+            return
+        self.status = msgspec.structs.replace(status, updated_ms=int(time.time() * 1000))
         try:
-            tokens = answer["usage"]["completion_tokens"]
-            answered = "content" in answer["choices"][0]["message"] and tokens > 0
-        except (KeyError, IndexError, TypeError):
-            answered = False
-        if not answered:
-            raise AdapterError(f"{name} failed its smoke test: the server's answer holds no completion.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")  # one writer: the lease's holder
+            temporary.write_bytes(msgspec.json.encode(self.status))
+            temporary.replace(path)
+        except OSError as error:  # a full disk must not end the switching
+            log.warning("%s: the status file cannot be written: %s", self.task, error)
 
-    def _call(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """Makes one call; raises AdapterError for an error status, OSError where nobody answers."""
-        if not self.root:
-            raise SettingsError("the student's api_base is empty; set it to the vLLM server's address, ending in /v1.")
-        headers = {"Content-Type": "application/json"}
-        if self.key_env and os.environ.get(self.key_env):
-            headers["Authorization"] = f"Bearer {os.environ[self.key_env]}"
-        data = None if body is None else json.dumps(body).encode()
-        call = urllib_request.Request(self.root + path, data=data, headers=headers)
+    def _known_promotions(self) -> list[Promotion]:
         try:
-            with urllib_request.urlopen(call, timeout=HTTP_TIMEOUT_S) as response:
-                text: bytes = response.read()
-        except urllib_error.HTTPError as error:
-            detail = error.read()[:300].decode("utf-8", "replace")
-            raise AdapterError(f"the model server answered {error.code} to {path}: {detail}") from error
-        except HTTPException as error:
-            raise ConnectionError(f"the model server broke off its answer to {path}: {error}") from error
-        try:
-            answer = json.loads(text)
-        except ValueError:  # the load calls answer in plain text
-            return {}
-        return answer if isinstance(answer, dict) else {}
+            return self._promoted()
+        except GoldstreamError:
+            return []  # the switch step says so
+
+
+def _status_path(settings: Settings, task: str) -> Path:
+    return settings.state / "rollout" / f"{task}.json"
 
 
 def _read_patiently(records: RecordLog, stop: threading.Event) -> list[AdapterRecord] | None:
@@ -338,15 +264,3 @@ def _read_patiently(records: RecordLog, stop: threading.Event) -> list[AdapterRe
             log.error("waiting for the adapter records: %s", error)
             stop.wait(FIRST_RETRY_S)
     return None
-
-
-def _next_epoch(descriptor: int, known: Sequence[AdapterRecord]) -> int:
-    """Returns this acquisition's lease epoch and keeps it in the lease file.
-
-    Above the file's and above every record's, so that a lost state folder cannot make workers ignore us.
-    """
-    text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-    epoch = 1 + max([int(text) if text.isdigit() else 0, *(record.lease_epoch for record in known)])
-    os.pwrite(descriptor, f"{epoch:020d}\n".encode(), 0)  # fixed width: a shorter number leaves no old digits
-    os.fsync(descriptor)
-    return epoch
