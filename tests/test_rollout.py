@@ -23,7 +23,7 @@ from toys import NEW, OLD, Service, a_manifest, add_gold, wait_until, with_task
 from agents.models import Models, calling_for
 from schemas.adapters import AdapterRecord, served_name
 from schemas.case import Attempt, Case, Message, Source, Verdict
-from schemas.errors import ModelError, SettingsError, TrainingError
+from schemas.errors import ModelError, SettingsError, SetupError
 from schemas.settings import Model, Rollout, Settings, Trainer, load_settings
 from streams.serving import Serving
 from trainer.guard import Guard, Trial, cut, evidence, judge
@@ -528,7 +528,7 @@ def test_a_server_that_cannot_sleep_is_an_error_that_says_so_and_the_others_wake
 ) -> None:
     plain = StubVllm(dev_mode=False)
     settings = on_vllm(settings, base, vllm, plain, share_gpu=True)
-    with pytest.raises(TrainingError, match="--enable-sleep-mode"), servers_asleep(settings, "toy"):
+    with pytest.raises(SetupError, match="--enable-sleep-mode"), servers_asleep(settings, "toy"):
         pytest.fail("a run began")
     plain.close()
     assert not vllm.asleep

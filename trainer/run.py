@@ -40,6 +40,7 @@ from trainer.registry import (
     write_gate,
 )
 from trainer.report import Gated, read_losses, render_page
+from trainer.sleep import servers_asleep
 from trainer.status import StatusFile
 from trainer.trigger import arrivals
 from trainer.webhook import Webhook, make_event
@@ -278,9 +279,10 @@ class Runner:
             shutil.rmtree(folder / OUT, ignore_errors=True)
         self._keep(msgspec.structs.replace(pinned, data_sha256=sha256))
 
-        stats = train_lora(  # 3
-            self.base.path, data.examples, trainer, folder / OUT, base_name=self.base.name, progress=self._progress
-        )
+        with servers_asleep(settings, task):  # where trainer.share_gpu is set
+            stats = train_lora(  # 3
+                self.base.path, data.examples, trainer, folder / OUT, base_name=self.base.name, progress=self._progress
+            )
         log.info(
             "%s %s: %d steps in %.1f s, %.0f tokens/s, loss %.3f -> %.3f",
             task,

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from schemas.adapters import adapter_folder, served_name
-from schemas.errors import AdapterError, GoldstreamError, TrainingError
+from schemas.errors import AdapterError, GoldstreamError, SetupError
 from schemas.faults import crash_point
 from schemas.settings import Settings
 from trainer.registry import lease, list_adapters
@@ -42,7 +42,7 @@ def servers_asleep(settings: Settings, task: str) -> Iterator[None]:
     2. put the servers to sleep; one that does not answer holds no GPU memory we could ask back;
     3. after the block, however it ends, free this process's GPU memory and wake them (`wake_servers`).
 
-    The caller holds the task's lease. Raises TrainingError where a server cannot sleep; those asleep by then are awake
+    The caller holds the task's lease. Raises SetupError where a server cannot sleep; those asleep by then are awake
     again.
     """
     if not settings.task(task).trainer.share_gpu:
@@ -67,7 +67,7 @@ def servers_asleep(settings: Settings, task: str) -> Iterator[None]:
                 if _is_surely_awake(server):
                     del answers[server.root]
                     _write_note(settings, task, answers)
-                raise TrainingError(
+                raise SetupError(
                     f"trainer.share_gpu is set, and {error} Or unset it, and give the trainer a device of its own."
                 ) from error
             log.info("%s: %s sleeps", task, server)
