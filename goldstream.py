@@ -253,22 +253,38 @@ def trainer(settings: Settings, context: click.Context) -> None:
 
 
 @trainer.command("once")
-@click.option("--task", required=True, help="Task to train now, whatever its trigger says.")
+@click.option("--task", help="Task to train now, whatever its trigger says. Not needed where there is one only.")
 @as_json
 @with_settings
-def trainer_once(settings: Settings, task: str, as_json: bool) -> None:
-    """Train one adapter now, gate it and register it."""
+def trainer_once(settings: Settings, task: str | None, as_json: bool) -> None:
+    """Train one adapter now, gate it and register it; go on with a run that was interrupted."""
     import msgspec
 
-    from streams.tables import print_table
+    from trainer.catalog import describe, tell_once
     from trainer.service import run_trainer
 
-    settings.task(task)
+    task = _one_task(settings, task)
     with _serving("trainer") as stop:
         report = run_trainer(settings, once=task, stop=stop)
-    if report is not None:
-        row = msgspec.structs.asdict(report)
-        print_table(list(row), [list(row.values())], as_json=as_json)
+    if report is None:
+        click.echo("stopped; nothing was published. The next start goes on with this run.", err=True)
+        sys.exit(130)
+    if as_json:
+        found = describe(settings, task, report.version)
+        click.echo(msgspec.json.format(msgspec.json.encode(found, enc_hook=str)).decode())
+    else:
+        click.echo("\n".join(tell_once(settings, report)))
+
+
+@trainer.command("status")
+@as_json
+@with_settings
+def trainer_status(settings: Settings, as_json: bool) -> None:
+    """Show what each task's trainer does, and what would start its next run."""
+    from streams.tables import print_table
+    from trainer.catalog import STATUS_COLUMNS, status_rows
+
+    print_table(STATUS_COLUMNS, status_rows(settings), as_json=as_json)
 
 
 @cli.command()
@@ -406,28 +422,176 @@ def gold_stats(settings: Settings, as_json: bool) -> None:
 
 @cli.group()
 def adapters() -> None:
-    """Look at the adapters of a task."""
+    """See the adapters of a task and say which should serve.
+
+    A VERSION is its whole name or its number, such as 7; "base" is the base without an adapter.
+    """
 
 
 @adapters.command("list")
 @click.option("--task", help="One task; default all.")
+@click.option("--removed", is_flag=True, help="Also versions whose weights were removed.")
 @as_json
 @with_settings
-def adapters_list(settings: Settings, task: str | None, as_json: bool) -> None:
-    """List adapters with their gate reports."""
+def adapters_list(settings: Settings, task: str | None, removed: bool, as_json: bool) -> None:
+    """List versions, oldest first, with what the gate said and which serves."""
     from streams.tables import print_table
-    from trainer.registry import incumbent, list_adapters, read_gate
+    from trainer.catalog import COLUMNS, MORE_COLUMNS, adapter_rows
 
-    rows = []
-    for name in [task] if task else sorted(settings.tasks):
-        settings.task(name)
-        serving = incumbent(settings.adapters, name)
-        for manifest in list_adapters(settings.adapters, name):
-            gate = read_gate(settings.adapters, name, manifest.version)
-            verdict = [gate.decision, gate.before, gate.after, gate.p_value, gate.reason] if gate else ["", *[None] * 4]
-            rows.append([name, manifest.version, manifest.version == serving, manifest.rows, *verdict])
-    columns = ["task", "version", "serves", "rows", "gate", "before", "after", "p_value", "reason"]
+    names = [_one_task(settings, task)] if task else sorted(settings.tasks)
+    columns = MORE_COLUMNS if as_json else COLUMNS
+    rows = [row[: len(columns)] for name in names for row in adapter_rows(settings, name, removed)]
     print_table(columns, rows, as_json=as_json)
+
+
+_of_task = click.option("--task", help="Its task. Not needed where there is one only.")
+
+
+@adapters.command("show")
+@click.argument("version")
+@_of_task
+@as_json
+@with_settings
+def adapters_show(settings: Settings, version: str, task: str | None, as_json: bool) -> None:
+    """Show one VERSION: what it was trained on, what the gate said, where its report is, whether it is sound."""
+    import msgspec
+
+    from schemas.errors import AdapterError
+    from streams.tables import printable
+    from trainer.catalog import describe, find_version, tell
+
+    task = _one_task(settings, task)
+    chosen = find_version(settings, task, version)
+    if not chosen:
+        raise AdapterError("the base is no version; name one that `goldstream adapters list` shows.")
+    found = describe(settings, task, chosen)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found, enc_hook=str)).decode())
+    else:
+        click.echo("\n".join(printable(line) for line in tell(found)))
+
+
+@adapters.command("promote")
+@click.argument("version")
+@_of_task
+@click.option("--reason", default="", help="Kept in the promotion log.")
+@click.option("--force", is_flag=True, help="Also where the gate did not pass it.")
+@as_json
+@with_settings
+def adapters_promote(
+    settings: Settings, version: str, task: str | None, reason: str, force: bool, as_json: bool
+) -> None:
+    """Let VERSION serve from now on. Rollout switches once every server has loaded and answered with it."""
+    from trainer.catalog import find_version, promote_by_hand
+
+    task = _one_task(settings, task)
+    _log_to_stderr("WARNING")
+    entry, before = promote_by_hand(settings, task, find_version(settings, task, version), reason=reason, force=force)
+    _print_promotion(entry, before, as_json)
+
+
+@adapters.command("rollback")
+@_of_task
+@click.option("--reason", required=True, help="Kept in the promotion log.")
+@as_json
+@with_settings
+def adapters_rollback(settings: Settings, task: str | None, reason: str, as_json: bool) -> None:
+    """Go back to what served before; a second rollback goes one further back."""
+    from trainer.catalog import roll_back_by_hand
+
+    _log_to_stderr("WARNING")
+    entry, before, passed_over = roll_back_by_hand(settings, _one_task(settings, task), reason=reason)
+    for why in passed_over:
+        click.echo(f"passed over {why}", err=True)
+    _print_promotion(entry, before, as_json)
+
+
+def _print_promotion(entry: Any, before: str, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        click.echo(msgspec.json.encode(msgspec.to_builtins(entry) | {"previous": before}).decode())
+    else:
+        click.echo(
+            f"{entry.task}: {entry.version or 'the base'} should serve now, after {before or 'the base'}. "
+            "Rollout does the rest; `goldstream adapters list` shows it."
+        )
+
+
+@adapters.command("gc")
+@click.option("--task", help="One task; default all.")
+@click.option("--keep", default=5, show_default=True, type=click.IntRange(min=1), help="Last promoted versions kept.")
+@click.option(
+    "--grace-hours", default=24.0, show_default=True, help="Whatever was trained, promoted or replaced since."
+)
+@click.option("--yes", is_flag=True, help="Remove. Without it, only say what would be.")
+@click.option("--without-broker", is_flag=True, help="Trust the promotion log alone about what serves.")
+@as_json
+@with_settings
+def adapters_gc(
+    settings: Settings,
+    task: str | None,
+    keep: int,
+    grace_hours: float,
+    yes: bool,
+    without_broker: bool,
+    as_json: bool,
+) -> None:
+    """Remove the weights of old versions; their manifests and gate figures stay. Shows a plan unless --yes is given.
+
+    Kept are the incumbent and whatever the serving record on Kafka names, the last promoted ones, those that wait for
+    a gate or a promotion, the newest of each base, and everything of the grace period.
+    """
+    import time
+
+    from schemas.errors import BrokerError
+    from streams.tables import print_table
+    from trainer.records import KafkaRecords, latest_records
+    from trainer.removal import finish_removals, removal_plan, remove
+
+    try:
+        records = {} if without_broker else latest_records(KafkaRecords(settings).read())
+    except BrokerError as error:
+        raise BrokerError(
+            f"{error} So it is not known what the servers serve now. --without-broker trusts the promotion log alone."
+        ) from error
+    rows, freed = [], 0
+    for name in [_one_task(settings, task)] if task else sorted(settings.tasks):
+        record = records.get(name)
+        served = {record.version, record.previous, record.fallback} if record else set()
+        plan = removal_plan(
+            settings.adapters,
+            name,
+            keep=keep,
+            grace_s=grace_hours * 3600,
+            served=served,
+            now_ms=int(time.time() * 1000),
+        )
+        freed += finish_removals(settings.adapters, name) if yes else 0
+        for version, kept, size in ((c.manifest.version, c.kept, c.size) for c in plan):
+            if not kept and yes:
+                freed += remove(settings.adapters, name, version)
+            done = "kept" if kept else "removed" if yes else "would be removed"
+            rows.append([name, version, done, kept, round(size / 1e6, 1)])
+    print_table(["task", "version", "result", "why", "MB"], rows, as_json=as_json)
+    if not as_json and not yes and any(row[2] != "kept" for row in rows):
+        click.echo("nothing was removed; goldstream adapters gc --yes does it")
+    elif not as_json and yes:
+        click.echo(f"{freed / 1e6:.1f} MB freed")
+
+
+def _one_task(settings: Settings, task: str | None) -> str:
+    """Returns the task a command means: the one named, or the only one there is."""
+    from schemas.errors import SettingsError
+
+    if task is None:
+        if len(settings.tasks) != 1:
+            raise SettingsError(
+                f"which task? --task one of: {', '.join(sorted(settings.tasks)) or 'none is configured'}"
+            )
+        return next(iter(settings.tasks))
+    settings.task(task)
+    return task
 
 
 # Accounting
@@ -589,6 +753,9 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that may not be written to: the system's words say which
+        click.echo(f"error: {error}", err=True)
         sys.exit(1)
 
 
