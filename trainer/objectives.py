@@ -11,7 +11,7 @@ One optimiser step of accumulation over the parts of a batch:
 2. `stats = stats.merged(weight_stats(objective, part, w_N))`;
 3. after the last part, multiply every gradient (and the loss to log) by `normaliser(objective, stats)`. A batch-wide
    normalisation is a factor of the whole gradient, so it needs no second pass over the batch;
-4. clip, step, and for a moving average `update_average`.
+4. clip, step, and then, for a moving average, `update_average`.
 """
 
 from __future__ import annotations
@@ -182,9 +182,10 @@ def normaliser(objective: Objective, stats: WeightStats) -> float:
 
 @torch.no_grad()
 def update_average(averages: Iterable[Tensor], parameters: Iterable[Tensor], decay: float) -> None:
-    """Moves each average in place to decay·average + (1 - decay)·parameter: q of iw-sft-ema, once before each step.
+    """Moves each average in place to decay·average + (1 - decay)·parameter: q of iw-sft-ema.
 
-    The average begins as a copy of the parameters. Of a LoRA adapter A and B are averaged, not their product.
+    It begins as a copy of the parameters and moves after every optimiser step, so that the next weights know its
+    result, as in the authors' code. Of a LoRA adapter A and B are averaged, not their product.
     """
     for average, parameter in zip(averages, parameters, strict=True):
         average.lerp_(parameter.detach().to(average.dtype), 1.0 - decay)
