@@ -244,3 +244,9 @@ def test_missing_log_probabilities_are_an_error_that_names_them() -> None:
         importance_weights(PUBLISHED["iw-sft"], batch._replace(reference_N=None))
     with pytest.raises(TrainingError, match="proposal_N"):
         importance_weights(PUBLISHED["iw-sft-ema"], batch._replace(proposal_N=None))
+
+
+def test_the_defaults_are_those_published_with_rgt() -> None:
+    default = Trainer()
+    assert (default.rank, default.alpha, default.learning_rate, default.dropout) == (256, 32, 2e-4, 0.0)
+    assert (default.recipe, default.objective, default.quality, default.continue_from) == ("rgt", "sft", "off", "base")
