@@ -6,7 +6,6 @@ Everything real but Kafka (a list) and vLLM (a server of ours; tests/test_vllm_s
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import threading
 import time
@@ -570,15 +569,17 @@ def test_rollout_wakes_servers_whose_trainer_was_killed_and_loads_nothing_before
 
 def test_cases_wait_while_their_server_sleeps(settings: Settings, base: Path, vllm: StubVllm) -> None:
     settings = on_vllm(settings, base, vllm, share_gpu=True)
-    student = msgspec.structs.replace(settings.tasks["toy"].student, timeout_s=0.3, retries=0)
+    student = msgspec.structs.replace(settings.tasks["toy"].student, timeout_s=0.5, retries=0)
     settings = with_task(settings, student=student)
     worker = msgspec.structs.replace(settings.worker, breaker_failures=2, breaker_longest_s=1.0)
     settings = msgspec.structs.replace(settings, worker=worker)
 
     async def run() -> tuple[bool, bool]:
         models = Models(settings)
-        await models.warm("toy")
         loop = asyncio.get_running_loop()
+        patient = Models(with_task(settings, student=msgspec.structs.replace(student, timeout_s=20)))
+        # LiteLLM's first call of a process takes longer than a case here may.
+        await patient.complete("student", "toy", [Message("user", "red")], deadline=loop.time() + 30)
         asleep = threading.Event()
         awake = threading.Event()
 
@@ -602,7 +603,6 @@ def test_cases_wait_while_their_server_sleeps(settings: Settings, base: Path, vl
         await models.close()
         return held, free and made.text == "tiny"
 
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
     assert asyncio.run(run()) == (True, True)
 
 
