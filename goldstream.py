@@ -299,6 +299,18 @@ def rollout(settings: Settings) -> None:
         run_rollout(settings, stop=stop)
 
 
+@cli.command("vllm-args")
+@click.option("--task", required=True, help="The task whose student the server serves.")
+@with_settings
+def vllm_args(settings: Settings, task: str) -> None:
+    """Print the flags a vLLM server needs for a task: model, LoRA rank, adapters. For deploy/vllm/serve.sh."""
+    import shlex
+
+    from trainer.servers import vllm_arguments
+
+    click.echo(shlex.join(vllm_arguments(settings, task)))
+
+
 @cli.command()
 @click.option("--only", help=f"Comma-separated processes; default all: {','.join(PROCESSES)}")
 @with_settings
@@ -700,6 +712,70 @@ def dlq_redrive(
             print_table(Redriven._fields, stayed[:50], as_json=False, title="Not redriven (the first 50)")
     if any(one.result == "not confirmed" for one in done):
         sys.exit(1)
+
+
+# Which method pays
+
+
+@cli.command()
+@click.option("--task", default="scribe", show_default=True, help="Only scribe can draw the prompts this needs.")
+@click.option("--only", default="", help="Comma-separated methods or families (sft, iw, rl, control); default all.")
+@click.option("--sizes", default="", help="Comma-separated numbers of unique prompts.")
+@click.option("--seeds", default=0, type=click.IntRange(min=0), help="Seeds of the SFT family; at most 3 on policy.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every run's figures to this file.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="The PNG. Default: methods.png in --folder")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path(".goldstream/methods"), show_default=True)
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, one thread each.")
+@click.option("--quick", is_flag=True, help="Two tiny sizes, one seed: does everything run? Proves nothing.")
+@click.option("--tune", is_flag=True, help="Try learning rates and epochs on validation prompts instead.")
+def methods(
+    task: str,
+    only: str,
+    sizes: str,
+    seeds: int,
+    json_path: Path | None,
+    plot_path: Path | None,
+    folder: Path,
+    jobs: int,
+    quick: bool,
+    tune: bool,
+) -> None:
+    """Compare SFT, iSFT, RGT, iw-SFT, RL and distillation on one small base. Resumes what is in --folder."""
+    import msgspec
+
+    from trainer.methods.benchmark import QUICK, Plan, run_benchmark
+    from trainer.methods.benchmark import tune as try_all
+    from trainer.methods.plot import plot
+    from trainer.methods.report import markdown
+    from trainer.methods.table import chosen
+
+    rows = chosen([name for name in only.split(",") if name])
+    if tune:
+        for name, tuned in try_all(folder, rows, jobs=jobs, say=click.echo, task=task).items():
+            click.echo(f"best for {name}: learning rate {tuned.learning_rate:g}, {tuned.epochs} epochs")
+        return
+    plan = Plan(rows, task=task)._replace(**(QUICK if quick else {}))
+    if sizes:
+        plan = plan._replace(sizes=_numbers("--sizes", sizes))
+    if seeds:
+        plan = plan._replace(seeds=seeds)
+    report = run_benchmark(folder, plan, jobs=jobs, say=click.echo)
+    click.echo("\n" + markdown(report))
+    if json_path is not None:
+        json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    plot(report, plot_path or folder / "methods.png")
+    if report.failures:
+        sys.exit(1)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = sorted({int(number) for number in text.split(",")})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 1:
+        raise click.ClickException(f"{option} {text}: expected numbers above 0, separated by commas")
+    return tuple(numbers)
 
 
 # The demo
