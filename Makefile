@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JARS := deploy/kafka/libs/.complete
 
-.PHONY: demo test check setup kafka bench chaos clean
+.PHONY: demo test test-full check setup kafka bench chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -16,6 +16,10 @@ demo: setup kafka ## The whole loop on a synthetic task, measured; JSON=FILE wri
 
 test: setup kafka ## All tests, against a real broker
 	@$(BIN)/python -m pytest
+
+test-full: setup ## The tests that need the real vLLM server, on the CPU; 6 GB and some minutes more
+	@nice deploy/vllm/cpu_environment.sh .venv-vllm $(PYTHON)
+	@nice $(BIN)/python -m pytest -m full
 
 check: setup ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .
@@ -50,4 +54,4 @@ $(JARS): deploy/kafka/pom.xml
 	@touch $@
 
 clean: ## Remove the environment, the jars and all local state
-	rm -rf $(VENV) deploy/kafka/libs .goldstream
+	rm -rf $(VENV) .venv-vllm deploy/kafka/libs .goldstream
