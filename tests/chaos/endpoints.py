@@ -31,9 +31,10 @@ Sickness = Callable[[str, int, str], Reply | None]  # (role, times this call was
 
 
 class SickModels:
-    """An endpoint whose sickness a fault chooses."""
+    """An endpoint whose sickness a fault chooses; what it answers is noted in `call_log`, set once its lane exists."""
 
     def __init__(self) -> None:
+        self.call_log = ""
         self.sickness: Sickness = lambda role, times, text: None
         self.roles: tuple[str, ...] = ("student", "judge", "refiner", "strategist")
         self.sick, self.sick_share = 0, SICK_SHARE
@@ -59,7 +60,7 @@ class SickModels:
                 with self._lock:
                     self.sick += 1
                 return reply
-        note_call(role, found[1], number)
+        note_call(role, found[1], number, self.call_log)
         return Reply(well)
 
     @staticmethod
@@ -81,7 +82,7 @@ def endpoint_lane(folder: Path, broker: Broker) -> Iterator[Lane]:
         roles = ("student", "judge", "refiner", "strategist")
         config += "".join(MODEL.format(role=role, api_base=server.api_base) for role in roles)
         with Lane(folder, "endpoint", broker, config, stub=False, besides=("worker",)) as lane:
-            lane.models = models
+            lane.models, models.call_log = models, str(lane.calls)
             yield lane
 
 

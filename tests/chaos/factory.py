@@ -10,6 +10,7 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -64,10 +65,15 @@ CASE_ID = re.compile(rb"\[case ([\w.-]+) needs ")
 DRAIN_LIMIT_S = 150.0
 
 
+class Aborted(Exception):
+    """The run was given up; every lane stops its processes and ends."""
+
+
 class Broker:
     """The one broker of a run; it can die and come back on its port with its data."""
 
     def __init__(self, folder: Path) -> None:
+        self.given_up = threading.Event()  # by whoever runs the table
         self._settings = load_settings(None, [f"state_dir={folder}"], environ={})
         self.address = start_broker(self._settings).bootstrap_servers
 
@@ -119,6 +125,14 @@ class Lane:
         commands = {name: [name, *self.options] for name in ("intake", "retries", "sink", *besides)}
         programs = {role: self.worker_words(role) for role in ROLES if stub}
         self.supervisor = Supervisor(self.settings, commands, programs, BACKOFF_S)
+        self._environment = {
+            "CHAOS_CALL_LOG": str(self.calls),
+            "CHAOS_SESSION_S": str(SESSION_S),
+            # Our processes find the verifier "worker:verify" here, and run the code this suite lies beside.
+            "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}",
+        }
+        for child in self.supervisor.children:
+            child.environment |= self._environment
         self.events: list[str] = []
         self.kills = 0
         self._armed: dict[str, str] = {}
@@ -129,9 +143,6 @@ class Lane:
         ensure_source_topic(self.settings, self.topic, PARTITIONS)
         self._admin = connect_admin(self.settings)
         self._reader = make_consumer(self.settings)
-        os.environ.update({"CHAOS_CALL_LOG": str(self.calls), "CHAOS_SESSION_S": str(SESSION_S)})
-        # Our processes find the verifier "worker:verify" here, and run the code this suite lies beside.
-        os.environ["PYTHONPATH"] = f"{HERE}{os.pathsep}{HERE.parents[1]}"
         self.supervisor.__enter__()
         try:
             self.supervisor.wait_ready(180)
@@ -172,7 +183,9 @@ class Lane:
     # Waiting; dead children are noticed and restarted here and nowhere else
 
     def tick(self) -> None:
-        """Notes what died and what it had in hand, and restarts it."""
+        """Notes what died and what it had in hand, and restarts it; raises Aborted where the run is given up."""
+        if self.broker.given_up.is_set():
+            raise Aborted
         for child in self.supervisor.children:
             if child.process is not None and child.process.poll() is not None:
                 code = child.process.returncode
@@ -290,6 +303,7 @@ class Lane:
             child = Child(name, self.worker_words(stages), self.settings, [], BACKOFF_S)
         else:
             child = Child(name, [name.partition("+")[0], *self.options], self.settings, ["-m", "goldstream"], BACKOFF_S)
+        child.environment |= self._environment
         self.supervisor.children.append(child)
         child.start()
         return child

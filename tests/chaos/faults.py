@@ -104,8 +104,8 @@ FAULTS = [
     Fault("wrong-clock", harm.wrong_clock),
     Fault("truncated-parquet", harm.damaged(harm.truncated)),
     Fault("flipped-parquet", harm.damaged(harm.flipped)),
-    Fault("broker-killed", harm.killed_broker),
-    Fault("broker-down", harm.broker_down),
+    Fault("broker-killed", harm.killed_broker, "outage"),
+    Fault("broker-down", harm.broker_down, "outage"),
     Fault("disk-full", disks.full, "disk"),
     Fault("disk-read-only", disks.read_only, "disk"),
     Fault("endpoint-429", endpoints.rate_limited(), "endpoint", 0.2),
@@ -136,4 +136,7 @@ LANES = {
     "disk": disks.disk_lane,
     "endpoint": endpoints.endpoint_lane,
     "trainer": training.trainer_lane,
+    "outage": lambda folder, broker: Lane(folder, "outage", broker),
 }
+# Lanes that run side by side, for most faults are waiting for a session to end; then those that take all down.
+TURNS = ((("stub",), ("disk", "endpoint", "trainer")), (("outage",),))

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ sys.path.insert(2, str(Path(__file__).resolve().parents[2]))
 
 import psutil
 from disks import Skipped
-from factory import Broker
-from faults import FAULTS, LANES, Fault
+from factory import Aborted, Broker
+from faults import FAULTS, LANES, TURNS, Fault
 
 from streams.audit import audit
 
@@ -52,6 +53,8 @@ def run_fault(fault: Fault, lane: Any, cases: int, seed: int) -> dict[str, Any]:
             problems.append(f"goldstream audit: {line['audit']}")
     except Skipped as reason:
         return line | {"result": f"skipped: {reason}"}
+    except Aborted:
+        raise
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")
     problems += [f"{line[name]} {name}" for name in ("lost", "duplicates", "beyond_uncommitted") if line.get(name)]
@@ -65,21 +68,35 @@ def run_fault(fault: Fault, lane: Any, cases: int, seed: int) -> dict[str, Any]:
 
 
 def run(faults: list[Fault], cases: int, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """Runs faults in the order of the table; those of one lane share its processes."""
-    lines = []
+    """Runs faults and returns their lines in the order of the table; those of one lane share its processes."""
     broker = Broker(folder / "broker")
-    try:
-        for name in dict.fromkeys(fault.lane for fault in faults):
+    lines: list[dict[str, Any]] = []
+
+    def run_lanes(names: tuple[str, ...]) -> None:
+        for name in names:
+            mine = [fault for fault in faults if fault.lane == name]
             try:
-                with LANES[name](folder, broker) as lane:
-                    for fault in (f for f in faults if f.lane == name):
+                with LANES[name](folder, broker) if mine else contextlib.nullcontext() as lane:
+                    for fault in mine:
                         lines.append(run_fault(fault, lane, cases, seed))
                         show(lines[-1])
             except Skipped as reason:
-                lines += [{"name": f.name, "runs": 0, "result": f"skipped: {reason}"} for f in faults if f.lane == name]
+                lines.extend({"name": f.name, "runs": 0, "result": f"skipped: {reason}"} for f in mine)
+
+    try:
+        for turn in TURNS:
+            with ThreadPoolExecutor(len(turn)) as pool:
+                running = [pool.submit(run_lanes, names) for names in turn]
+                try:
+                    for lanes in as_completed(running):
+                        lanes.result()
+                except BaseException:
+                    broker.given_up.set()
+                    raise
     finally:
         broker.stop()
-    return lines
+    order = [fault.name for fault in faults]
+    return sorted(lines, key=lambda line: order.index(line["name"]))
 
 
 COLUMNS = ("kills", "cases", "lost", "duplicates", "repeated_calls", "seconds")

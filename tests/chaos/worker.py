@@ -32,16 +32,16 @@ HUGE = 1_200_000  # characters, over kafka.max_message_bytes
 
 
 @functools.cache
-def call_log() -> int:
-    """Returns the descriptor of the call log; appends of one line are whole whoever else writes."""
-    return os.open(os.environ["CHAOS_CALL_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+def call_log(path: str) -> int:
+    """Returns the descriptor of a call log; appends of one line are whole whoever else writes."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
-def note_call(role: str, case_id: str, number: int) -> None:
+def note_call(role: str, case_id: str, number: int, path: str = "") -> None:
     """Appends one line: role, case and round. The trainer's gate judges with the same verifier; it is not counted."""
     if os.environ.get("GOLDSTREAM_PROCESS") == "trainer":
         return
-    os.write(call_log(), f"{role} {case_id} {number}\n".encode())
+    os.write(call_log(path or os.environ["CHAOS_CALL_LOG"]), f"{role} {case_id} {number}\n".encode())
 
 
 def verify(messages: Sequence[Message], answer: str) -> list[Violation]:
