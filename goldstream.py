@@ -855,13 +855,9 @@ def _end_with_parent() -> None:
 
 
 def _log_to_stderr(level: str = "INFO") -> None:
-    import logging
+    from streams.logs import log_to_stderr
 
-    logging.basicConfig(
-        level=os.environ.get("GOLDSTREAM_LOG", level), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for noisy in ("kafka", "aiokafka", "faust", "mode", "LiteLLM", "httpx", "asyncio"):
-        logging.getLogger(noisy).setLevel(os.environ.get("GOLDSTREAM_LOG_LIBRARIES", "WARNING"))
+    log_to_stderr(level)
 
 
 def _repeated_options(context: click.Context) -> list[str]:

@@ -18,6 +18,7 @@ from schemas.settings import Settings
 
 LOCAL = "local"
 BOOTSTRAP_TIMEOUT_MS = 8_000
+RECONNECT_MS = 2_000  # a broker that is back is found that soon; the clients' own 30 s would prolong every outage
 
 
 def bootstrap_servers(settings: Settings) -> list[str]:
@@ -76,6 +77,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
     options: dict[str, Any] = {
         "bootstrap_servers": bootstrap_servers(settings),
         "security_protocol": kafka.security_protocol,
+        "reconnect_backoff_max_ms": RECONNECT_MS,
     }
     if kafka.security_protocol.startswith("SASL"):
         if not kafka.sasl_username:
