@@ -149,6 +149,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(text)
     if options.keep or (not options.json and not wanted):
+        RECORDS.mkdir(exist_ok=True)
         kept = RECORDS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-seed{seed}.json"
         # What was said on this machine stays on it: the record has the counts and the verdict.
         lines = [{name: value for name, value in line.items() if name not in ("logs", "events")} for line in lines]
