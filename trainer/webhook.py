@@ -120,11 +120,12 @@ class Webhook:
         """Waits for what is queued, at most `timeout_s` seconds; what is left then is dropped."""
         if self._thread is None:
             return
+        until = time.monotonic() + timeout_s
         try:
-            self._events.put_nowait(None)
+            self._events.put(None, timeout=timeout_s)
         except queue.Full:
             return
-        self._thread.join(timeout_s)
+        self._thread.join(max(0.0, until - time.monotonic()))
 
     def _run(self) -> None:
         while (event := self._events.get()) is not None:
