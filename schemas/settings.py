@@ -159,6 +159,12 @@ class Trainer(_Section, frozen=True):
     max_length: Positive = 4096
     seed: int = 0
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: torch decides
+    share_prompts: bool = True  # the pairs of a case are forwarded in one row that holds their prompt once
+    forward_tokens: Annotated[int, Meta(ge=0)] = 0  # of one forward pass; 0: 1024 on a CPU, 16384 on a GPU
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the base; auto: bf16 on a GPU. The adapter is in fp32
+    gradient_checkpointing: bool = False  # a third more work for a fraction of the memory
+    checkpoint_every_s: Annotated[float, Meta(ge=0)] = 300.0  # 0: off, and a killed run begins anew
+    processes: Annotated[int, Meta(ge=0)] = 1  # that share a run's batches, one a GPU; 0: as many as there are GPUs
     share_gpu: bool = False  # the student's vLLM servers sleep while an adapter is trained
 
 
