@@ -217,16 +217,16 @@ def train_lora(
                 f"alpha / rank ({settings.alpha} / {settings.rank}), and check the base's weights."
             )
 
-        # Step: scale, clip, and move the average before the parameters.
+        # Step: scale, clip, move the parameters and then their average.
         if factor != 1.0:
             for parameter in trainable:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         torch.nn.utils.clip_grad_norm_(trainable, CLIP_NORM)
-        if averages:
-            update_average(averages, trainable, settings.ema_decay)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if averages:
+            update_average(averages, trainable, settings.ema_decay)
 
         # Log and checkpoint.
         losses.append(step_loss)
