@@ -279,6 +279,7 @@ h3 { font-size: 1rem; } h4 { font-size: .85rem; color: var(--soft); font-weight:
 .promote, .gained { background: var(--good); } .refuse, .lost { background: var(--bad); }
 table { border-collapse: collapse; margin: 1rem 0; } th { text-align: left; font-weight: 500; color: var(--soft); }
 th, td { padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); } td { text-align: right; }
+tr:first-child th { text-align: right; }
 td, dd { font-variant-numeric: tabular-nums; } .rules { width: 100%; } .bars { width: 45%; }
 .bar { height: 7px; margin: 2px 0; border-radius: 2px; }
 .bar.old { background: #b3bccb; } .bar.new { background: #2f6fde; }

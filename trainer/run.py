@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,7 @@ from trainer.dataset import base_context, train_rows, training_data
 from trainer.gate import AnswerCache, Engine, Judge, run_gate
 from trainer.holdout import freeze_holdout, holdout_cases
 from trainer.lease import Fence, LeaseLost
+from trainer.progress import ProgressReport
 from trainer.registry import (
     clear_leftovers,
     incumbent,
@@ -51,12 +52,6 @@ STATUS_EVERY_S = 0.5
 RUN, OUT = "run.json", "out"
 FRUITLESS_TRIES = 5  # starts of one run that got no further than the one before
 CORRECTIVE = ("rgt", "isft", "on_policy")  # recipes that learn from failures alone
-# What decides when a run starts, or how fast it goes, but not what comes of it.
-_NOT_TRAINED_ON = {"enabled", "base", "min_corrected_rows", "max_age_hours", "min_rows_at_age", "every_hours"} | {
-    "daily_at",
-    "quiet_s",
-    "share_gpu",
-}
 
 
 class Base(NamedTuple):
@@ -80,11 +75,10 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     watermark: Watermark
     base_sha256: str
-    settings: dict[str, Any]  # of the trainer, those that decide what comes of it
     parent: str  # who should serve when the run began
+    initial: str = ""  # version it continues from, "" for the base
     revision: str
     started_ms: int
-    data_sha256: str = ""  # of the examples, once they were built
     tries: int = 1  # starts in a row that got no further
     furthest: int = 0  # step
 
@@ -136,6 +130,7 @@ class Runner:
         self.cache: AnswerCache = {}
         self.cache_base = ""  # the base the cached answers came from
         self.pinned: Pinned | None = None
+        self.report = ProgressReport(task)
 
     def base_sha256(self) -> str:
         """Returns the fingerprint of the base as it lies there now: versions of one base are one line."""
@@ -178,7 +173,7 @@ class Runner:
         """Goes on with whatever a killed trainer was at; tells whether there was anything.
 
         1. a version that was published and not gated is gated, one that passed and was not promoted is promoted;
-        2. a run that was pinned and not published is continued, where base and settings are still the same.
+        2. a run that was pinned and not published is continued, where the base is still the same.
         """
         published = {manifest.version for manifest in list_adapters(self.settings.adapters, self.task)}
         found = self._finish_gate(fence)
@@ -231,13 +226,15 @@ class Runner:
 
     def _pin(self, trainer: Trainer) -> Pinned:
         version = next_version(self.settings.adapters, self.task, secrets.token_hex(4))
+        base_sha256 = self.base_sha256()
+        initial = self._usable_incumbent(base_sha256) if trainer.continue_from == "incumbent" else ""
         pinned = Pinned(
             task=self.task,
             version=version,
             watermark=current_watermark(self.settings.gold),
-            base_sha256=self.base_sha256(),
-            settings=_trained_by(trainer),
+            base_sha256=base_sha256,
             parent=incumbent(self.settings.adapters, self.task),
+            initial=initial,
             revision=_git_revision(),
             started_ms=int(time.time() * 1000),
         )
@@ -273,15 +270,19 @@ class Runner:
         )
         skipped = ", ".join(f"{n} {reason}" for reason, n in data.skipped.items()) or "none"
         log.info("%s %s: %d cases, %d pairs; left out: %s", task, version, data.cases, len(data.examples), skipped)
-        sha256 = data.sha256()
-        if pinned.data_sha256 not in ("", sha256):
-            log.info("%s %s: the gold below its watermark has changed; the run starts anew", task, version)
-            shutil.rmtree(folder / OUT, ignore_errors=True)
-        self._keep(msgspec.structs.replace(pinned, data_sha256=sha256))
-
+        # The loop compares what its checkpoint was made of: where data or settings differ, it starts anew.
+        initial = adapter_folder(settings.adapters, task, pinned.initial) if pinned.initial else None
+        self.report = ProgressReport(task)
         with servers_asleep(settings, task):  # where trainer.share_gpu is set
             stats = train_lora(  # 3
-                self.base.path, data.examples, trainer, folder / OUT, base_name=self.base.name, progress=self._progress
+                self.base.path,
+                data.examples,
+                trainer,
+                folder / OUT,
+                base_name=self.base.name,
+                watermark=pinned.watermark,
+                initial=initial,
+                progress=self._progress,
             )
         log.info(
             "%s %s: %d steps in %.1f s, %.0f tokens/s, loss %.3f -> %.3f",
@@ -302,7 +303,7 @@ class Runner:
             watermark=pinned.watermark,
             rows=data.cases,
             pairs=len(data.examples),
-            settings=msgspec.to_builtins(trainer) | {"data_sha256": sha256},
+            settings=msgspec.to_builtins(trainer) | {"data_sha256": data.sha256()},
             seed=trainer.seed,
             revision=pinned.revision,
             created_ms=int(time.time() * 1000),
@@ -359,7 +360,9 @@ class Runner:
             finally:
                 self.status.tell(state="idle")
         never = all(entry.version != newest.version for entry in promotions(self.settings.adapters, self.task))
-        passed = report.decision == "promote" and self.settings.task(self.task).gate.promotion == "auto"
+        # One that waits for a person goes on waiting where promotion has become automatic since.
+        modes = {report.promotion, self.settings.task(self.task).gate.promotion}
+        passed = report.decision == "promote" and modes == {"auto"}
         if never and (found or (passed and incumbent(self.settings.adapters, self.task) == newest.parent)):
             self._promote(report, newest.parent, fence)
             return True
@@ -370,8 +373,6 @@ class Runner:
             return "it has no run.json"
         if pinned.base_sha256 != self.base_sha256():
             return "the base has changed since"
-        if pinned.settings != _trained_by(self.settings.task(self.task).trainer):
-            return "the trainer's settings have changed since"
         if pinned.tries >= FRUITLESS_TRIES:
             return f"it was killed {pinned.tries} times without getting further; does the machine have enough memory?"
         return ""
@@ -387,8 +388,8 @@ class Runner:
     def _progress(self, step: int, steps: int, loss: float, tokens_per_s: float) -> None:
         if self.stop.is_set():
             raise Stopped
+        self.report(step, steps, loss, tokens_per_s)
         if step == steps or time.time() * 1000 - self.status.now.updated_ms > STATUS_EVERY_S * 1000:
-            log.info("%s: step %d of %d, loss %.3f, %.0f tokens/s", self.task, step, steps, loss, tokens_per_s)
             self.status.tell(step=step, steps=steps, loss=loss)
             if self.pinned and step > self.pinned.furthest:
                 self._keep(msgspec.structs.replace(self.pinned, furthest=step, tries=1))
@@ -421,12 +422,6 @@ def _refuse_one_class(settings: Settings, task: str, watermark: Watermark, recip
             "that were corrected, and there are none. Where the student is that good, nothing needs doing; otherwise "
             'make the rubric stricter, or train on its own passing answers with recipe = "rejection".'
         )
-
-
-def _trained_by(trainer: Trainer) -> dict[str, Any]:
-    """Returns the trainer's settings that decide what comes of a run."""
-    fields: dict[str, Any] = msgspec.to_builtins(trainer)
-    return {name: value for name, value in fields.items() if name not in _NOT_TRAINED_ON}
 
 
 def _read_pinned(folder: Path) -> Pinned | None:
