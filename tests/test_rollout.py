@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from stub_models import Reply, StubModels
 from stub_vllm import StubVllm
 from tiny import make_tiny_adapter
 from toys import NEW, OLD, Service, a_manifest, add_gold, wait_until, with_task
@@ -23,11 +24,12 @@ from agents.models import Models, calling_for
 from schemas.adapters import AdapterRecord, served_name
 from schemas.case import Attempt, Case, Message, Source, Verdict
 from schemas.errors import ModelError, SettingsError, SetupError
-from schemas.settings import Model, Rollout, Settings, Trainer, load_settings
+from schemas.settings import Model, Rollout, Settings, Trainer, Webhook, load_settings
 from streams.serving import Serving
 from trainer.guard import Guard, Trial, cut, evidence, judge
+from trainer.lease import lease
 from trainer.records import NewerRollout, latest_records
-from trainer.registry import lease, promote, promotions, publish
+from trainer.registry import promote, promotions, publish
 from trainer.rollout import read_status, run_rollout
 from trainer.servers import max_lora_rank, vllm_arguments
 from trainer.sleep import servers_asleep, sleeping_servers
@@ -69,6 +71,14 @@ def other() -> Iterator[StubVllm]:
     server = StubVllm()
     yield server
     server.close()
+
+
+@pytest.fixture
+def hook(models: StubModels, monkeypatch: pytest.MonkeyPatch) -> StubModels:
+    """What the variable HOOK points to; keeps the events it is told."""
+    monkeypatch.setenv("HOOK", models.api_base)
+    models.answer = lambda request: Reply(raw=b"{}")
+    return models
 
 
 def on_vllm(settings: Settings, base: Path, *servers: StubVllm, share_gpu: bool = False, **rollout: Any) -> Settings:
@@ -122,6 +132,19 @@ def test_a_new_version_leaves_a_canary_share_behind_and_going_back_does_not(
         wait_until(lambda: len(records.records) == 3)
     shares = [(r.version, r.previous, r.fallback, r.canary_share) for r in records.records]
     assert shares == [(OLD, "", "", 0.1), (NEW, OLD, OLD, 0.1), (OLD, NEW, "", 0.0)]
+
+
+def test_a_version_of_another_base_does_not_stay_beside_a_new_one(
+    settings: Settings, base: Path, run_folder: Path
+) -> None:
+    records = ListRecords(a_record(OLD))
+    publish(settings.adapters, run_folder, a_manifest(base, OLD, base_sha256="0" * 64))
+    promote(settings.adapters, "toy", OLD, by="hand")
+    publish_and_promote(settings, base, run_folder, NEW)
+    with InThread(settings, records):
+        wait_until(lambda: len(records.records) == 2)
+    last = records.records[-1]
+    assert (last.version, last.previous, last.canary_share, last.fallback) == (NEW, OLD, 0.0, "")
 
 
 def test_each_rollout_has_a_higher_epoch_even_where_its_lease_file_was_lost(
@@ -446,9 +469,10 @@ def test_a_canary_that_is_missing_in_a_hard_hour_raises_no_alarm() -> None:
 
 
 def test_rollout_takes_a_drop_back_by_itself_and_says_why(
-    settings: Settings, base: Path, run_folder: Path, vllm: StubVllm
+    settings: Settings, base: Path, run_folder: Path, vllm: StubVllm, hook: StubModels
 ) -> None:
     settings, records = on_vllm(settings, base, vllm), ListRecords()
+    settings = msgspec.structs.replace(settings, webhook=Webhook(url_env="HOOK"))
     with InThread(settings, records):
         for count, version in enumerate((OLD, NEW), 1):
             publish_and_promote(settings, base, run_folder, version)
@@ -464,6 +488,8 @@ def test_rollout_takes_a_drop_back_by_itself_and_says_why(
     assert (entry.version, entry.by) == (OLD, "guard")
     assert "a drop of" in entry.reason
     assert last.reason == f"guard: {entry.reason}"
+    (told,) = hook.requests
+    assert (told["event"], told["version"], told["previous"], told["by"]) == ("rollback", OLD, NEW, "guard")
 
 
 def test_rollout_ends_the_canary_of_a_version_that_held_its_own(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
@@ -39,12 +40,12 @@ from trainer.rollout import read_status
 from trainer.servers import VllmServer, vllm_arguments
 from trainer.sleep import servers_asleep
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 STUDENT = ROOT / "agents" / "scribe" / "student"
-START_S, SWITCH_S = 400.0, 120.0
+START_S, SWITCH_S = 900.0, 120.0  # a machine at work elsewhere takes minutes to start it
 FIRST, SECOND, THIRD, LARGE, SICK = (f"v000{n}-abcdef0{n}" for n in range(1, 6))
 
 
@@ -132,8 +133,12 @@ class World:
         self.records = Announced()
 
     def publish(self, version: str, seed: int, rank: int = 16) -> Path:
-        folder = self.settings.adapters / "scribe" / version
-        return make_tiny_adapter(folder, STUDENT, version, task="scribe", seed=seed, rank=rank)
+        """Publishes a random adapter, weak enough that it still writes notes: other ones for half of the prompts."""
+        folder = make_tiny_adapter(self.settings.adapters / "scribe" / version, STUDENT, seed=seed, rank=rank)
+        config = folder / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 3}))
+        write_manifest(folder, STUDENT, version, task="scribe")
+        return folder
 
     def promote(self, version: str) -> None:
         promote(self.settings.adapters, "scribe", version, by="hand", reason="a test")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from schemas.adapters import VERSION, adapter_folder, base_fingerprint, served_name, verify_adapter
+from schemas.adapters import VERSION, adapter_folder, base_fingerprint, read_manifest, served_name, verify_adapter
 from schemas.errors import AdapterError, SettingsError
 from schemas.faults import crash_point
 from schemas.settings import Settings
@@ -114,3 +114,16 @@ def verified_folder(settings: Settings, task: str, version: str) -> Path:
     folder = adapter_folder(settings.adapters, task, version)
     verify_adapter(folder, base_fingerprint(Path(base)) if base else None)
     return folder
+
+
+def can_serve_beside(settings: Settings, task: str, current: str, wanted: str) -> bool:
+    """Tells whether the version that served until now can go on beside a new one: it is sound, and of the same base."""
+    if not current:
+        return True
+    try:
+        before = verify_adapter(adapter_folder(settings.adapters, task, current))
+        after = read_manifest(adapter_folder(settings.adapters, task, wanted))
+    except AdapterError as error:
+        log.warning("%s: %s has no canary share and nothing to fall back to: %s", task, wanted, error)
+        return False
+    return before.base_sha256 == after.base_sha256

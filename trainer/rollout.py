@@ -19,19 +19,22 @@ from schemas.adapters import AdapterRecord, served_name
 from schemas.errors import GoldstreamError
 from schemas.faults import crash_point
 from schemas.settings import Settings
-from trainer.fleet import Fleet
+from trainer.fleet import Fleet, can_serve_beside
 from trainer.guard import Finding, Guard
+from trainer.lease import lease
 from trainer.records import KafkaRecords as KafkaRecords
 from trainer.records import NewerRollout as NewerRollout
 from trainer.records import RecordLog, Writer, next_epoch
 from trainer.records import latest_records as latest_records
-from trainer.registry import Promotion, lease, promote, promotions
+from trainer.registry import Promotion, promote, promotions
+from trainer.webhook import Webhook, make_event
 
 log = logging.getLogger("goldstream.rollout")
 
 POLL_S = 1.0
 LOOK_POLLS = 10  # between two looks of the guard at the gold set
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
+WEBHOOK_AT_END_S = 5.0
 
 
 class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,11 +68,15 @@ def run_rollout(
         epoch = next_epoch(descriptor, known)
         log.info("rollout watches %s with lease epoch %d", ", ".join(settings.tasks), epoch)
         writer = Writer(records, known, epoch)
-        tasks = [_TaskRollout(settings, name, writer, poll_s) for name in settings.tasks]
-        while not stop.is_set():
-            for task in tasks:
-                task.poll()
-            stop.wait(poll_s)
+        webhook = Webhook(settings.webhook)
+        tasks = [_TaskRollout(settings, name, writer, webhook, poll_s) for name in settings.tasks]
+        try:
+            while not stop.is_set():
+                for task in tasks:
+                    task.poll()
+                stop.wait(poll_s)
+        finally:
+            webhook.close(WEBHOOK_AT_END_S)
 
 
 def read_status(settings: Settings, task: str) -> RolloutStatus | None:
@@ -106,8 +113,8 @@ class _Step:
 class _TaskRollout:
     """One task: its servers, its switches, its guard. Each goes on when another fails."""
 
-    def __init__(self, settings: Settings, task: str, writer: Writer, poll_s: float) -> None:
-        self.settings, self.task, self.writer = settings, task, writer
+    def __init__(self, settings: Settings, task: str, writer: Writer, webhook: Webhook, poll_s: float) -> None:
+        self.settings, self.task, self.writer, self.webhook = settings, task, writer, webhook
         self.status = RolloutStatus(task=task)
         self.guard: Guard | None = None
         self.guarded: AdapterRecord | None = None  # the record it watches
@@ -157,7 +164,9 @@ class _TaskRollout:
         if wanted:
             self.fleet.load(wanted)  # 2, 3
         crash_point("rollout.before_record")
+        # Going back is no experiment: nobody stays on what was taken back, nor falls back to it.
         forward = bool(wanted) and all(entry.version != wanted for entry in promoted[:-1])
+        forward = forward and can_serve_beside(self.settings, self.task, current, wanted)
         rollout = self.settings.task(self.task).rollout
         self.writer.append(  # 4
             AdapterRecord(
@@ -169,7 +178,6 @@ class _TaskRollout:
                 reason=reason,
                 served_as=served_name(self.task, wanted) if wanted and self.fleet.remote else "",
                 previous=current,
-                # Going back is no experiment: nobody stays on what was taken back, nor falls back to it.
                 canary_share=rollout.canary_share if forward else 0.0,
                 fallback=current if forward else "",
             )
@@ -217,6 +225,8 @@ class _TaskRollout:
         promote(self.settings.adapters, self.task, serving.previous, by="guard", reason=finding.reason)
         crash_point("rollout.after_rollback")
         log.error("%s: %s is taken back: %s", self.task, serving.version, finding.reason)
+        before, now = serving.version, serving.previous
+        self.webhook.send(make_event("rollback", self.task, now, previous=before, by="guard", reason=finding.reason))
 
     def _tell(self) -> None:
         """Writes the status file where something changed, atomically."""

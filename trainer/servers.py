@@ -87,6 +87,8 @@ class VllmServer:
             scored = [t["logprob"] for t in (answer["choices"][0].get("logprobs") or {}).get("content") or ()]
         except (KeyError, IndexError, TypeError) as error:
             raise AdapterError(f"{name} failed its smoke test: the answer of {self} holds no completion.") from error
+        except AdapterError as error:  # vLLM says 400, "not JSON compliant", where a log-probability is no number
+            raise AdapterError(f"{name} failed its smoke test: {error}") from error
         except OSError as error:  # it answered a moment ago: this adapter hangs or breaks it
             raise AdapterError(
                 f"{name} failed its smoke test: no answer from {self} within {self.timeout_s:g} s ({error})."

@@ -24,7 +24,8 @@ from schemas.adapters import adapter_folder, served_name
 from schemas.errors import AdapterError, GoldstreamError, SetupError
 from schemas.faults import crash_point
 from schemas.settings import Settings
-from trainer.registry import lease, list_adapters
+from trainer.lease import lease
+from trainer.registry import list_adapters
 from trainer.servers import VllmServer, student_servers
 
 log = logging.getLogger("goldstream.sleep")
