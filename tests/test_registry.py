@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny import make_tiny_model, write_manifest
-from toys import NEW, OLD, a_manifest, a_report
+from toys import NEW, OLD, a_manifest, a_report, files_of_at_most
 
 from schemas.adapters import base_fingerprint, read_manifest, verify_adapter
 from schemas.errors import AdapterError, SetupError
@@ -158,17 +156,6 @@ def test_an_adapter_with_nan_weights_is_never_visible(tmp_path: Path, base: Path
     with pytest.raises(AdapterError, match="NaN"):
         publish(tmp_path / "registry", run, a_manifest(base, OLD))
     assert list_adapters(tmp_path / "registry", "toy") == []
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Lets the kernel refuse to write files beyond a size, as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_without_room_leaves_nothing_half_written_and_says_what_to_do(

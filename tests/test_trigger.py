@@ -26,6 +26,7 @@ from toys import (
     a_case,
     a_manifest,
     add_gold,
+    files_of_at_most,
     toy_gold,
     toy_judge,
     wait_until,
@@ -214,6 +215,8 @@ class StopAfter(threading.Event):
 def test_a_run_that_was_stopped_goes_on_with_its_own_gold_under_its_own_name(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
+    trainer = msgspec.structs.replace(settings.tasks["toy"].trainer, checkpoint_every_s=1e-6)
+    settings = with_task(settings, trainer=trainer)
     toy_gold(settings.gold)
     assert once(settings, stop=StopAfter(10)) is None
     (left,) = (settings.state / "trainer/runs/toy").iterdir()
@@ -223,7 +226,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_own_gold_under_its_own_name(
     assert report is not None
     (manifest,) = list_adapters(settings.adapters, "toy")
     assert (report.version, manifest.version, manifest.watermark) == (left.name, left.name, {0: 8})
-    assert manifest.training["steps"] == 30
+    assert (manifest.training["steps"], manifest.training["resumed_at"]) == (30, 10)
     assert "goes on; newer gold waits" in caplog.text
     assert list((settings.state / "trainer/runs/toy").iterdir()) == []
 
@@ -320,6 +323,21 @@ def test_a_refused_candidate_and_a_run_without_gold_leave_the_incumbent(
     assert report is not None
     assert (report.incumbent, report.decision) == (OLD, "refuse")
     assert incumbent(settings.adapters, "toy") == OLD
+
+
+def test_a_disk_without_room_ends_a_run_and_not_the_service_and_the_run_goes_on_when_there_is_room(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.service.FIRST_RETRY_S", 0.2)
+    settings = untrained(settings)
+    toy_gold(settings.gold)
+    with Service(settings, make_engine=lambda settings, task: Perfect()):
+        with files_of_at_most(2000):  # the adapter is larger, what is said about it is not
+            wait_until(lambda: "the run ended early" in caplog.text, 60)
+            with files_of_at_most(0):
+                wait_until(lambda: "toy.json cannot be written" in caplog.text, 60)
+        wait_until(lambda: incumbent(settings.adapters, "toy"), 60)
+    assert len(list_adapters(settings.adapters, "toy")) == 1
 
 
 def test_gold_of_one_class_only_is_refused_with_what_to_change(settings: Settings) -> None:

@@ -5,9 +5,11 @@ Fixtures made of them (`base`, `tokenizer`, `settings`, `run_folder`) are in con
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,3 +183,14 @@ class Service:
         self.stop.set()
         self.thread.join(20)
         assert not self.thread.is_alive()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Lets the kernel refuse to write files beyond a size, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,8 @@ from typing import Literal
 import msgspec
 
 from schemas.settings import Settings
+
+log = logging.getLogger("goldstream.trainer")
 
 
 class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,12 +46,15 @@ class StatusFile:
         )
 
     def tell(self, **changes: object) -> None:
-        """Writes the file anew, atomically."""
+        """Writes the file anew, atomically. A disk without room costs the news and neither a run nor the service."""
         self.now = msgspec.structs.replace(self.now, **changes, updated_ms=int(time.time() * 1000))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(self.now))
-        temporary.replace(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(msgspec.json.encode(self.now))
+            temporary.replace(self.path)
+        except OSError as error:
+            log.warning("%s: %s cannot be written: %s", self.now.task, self.path, error.strerror)
 
 
 def read_status(settings: Settings, task: str) -> TrainerStatus | None:
