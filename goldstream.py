@@ -447,13 +447,15 @@ def adapters() -> None:
 @with_settings
 def adapters_list(settings: Settings, task: str | None, removed: bool, as_json: bool) -> None:
     """List versions, oldest first, with what the gate said and which serves."""
-    from streams.tables import print_table
-    from trainer.catalog import COLUMNS, MORE_COLUMNS, adapter_rows
+    from streams.tables import print_table, printable
+    from trainer.catalog import COLUMNS, MORE_COLUMNS, adapter_rows, tell_rollout
 
     names = [_one_task(settings, task)] if task else sorted(settings.tasks)
     columns = MORE_COLUMNS if as_json else COLUMNS
     rows = [row[: len(columns)] for name in names for row in adapter_rows(settings, name, removed)]
     print_table(columns, rows, as_json=as_json)
+    for line in [] if as_json else (line for name in names for line in tell_rollout(settings, name)):
+        click.echo(printable(line))
 
 
 _of_task = click.option("--task", help="Its task. Not needed where there is one only.")

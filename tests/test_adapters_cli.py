@@ -18,6 +18,7 @@ from schemas.errors import AdapterError, BrokerError, SettingsError, TrainingErr
 from schemas.settings import Settings, load_settings
 from trainer.catalog import find_version
 from trainer.registry import incumbent, promote, promotions, publish, write_gate
+from trainer.rollout import RolloutStatus
 
 __all__ = ["receiver"]
 THIRD = "v0003-cccccc"
@@ -113,6 +114,17 @@ def test_versions_of_another_base_are_listed_as_such(
     ]
     with pytest.raises(AdapterError, match="nothing"):
         command("adapters", "promote", "4")
+
+
+def test_list_tells_what_is_really_served_and_why_it_is_not_what_should_be(command: Any, registry: Path) -> None:
+    errors = {"switch": "the model server answered 500"}
+    status = RolloutStatus(task="toy", wanted=NEW, serving=OLD, previous="", canary_share=0.1, errors=errors)
+    path = command.settings.state / "rollout" / "toy.json"
+    path.parent.mkdir()
+    path.write_bytes(msgspec.json.encode(status))
+    told = command("adapters", "list").stdout
+    assert f"toy: {OLD} is served, and {NEW} should, 10% of the cases stay on base" in told
+    assert "switch: the model server answered 500" in told
 
 
 def test_show_tells_gold_training_gate_promotions_and_where_the_report_is(command: Any, registry: Path) -> None:

@@ -25,6 +25,7 @@ from trainer.registry import (
     removed_adapters,
     rollback,
 )
+from trainer.rollout import read_status as rollout_status
 from trainer.run import student_base
 from trainer.status import read_status
 from trainer.trigger import next_scheduled
@@ -53,6 +54,23 @@ def adapter_rows(settings: Settings, task: str, removed: bool = False) -> list[l
         row += [gate.decision, gate.incumbent, gate.promotion] if gate else [None, None, None]
         rows.append([*row, manifest.base_sha256])
     return rows
+
+
+def tell_rollout(settings: Settings, task: str) -> Iterator[str]:
+    """Tells what the servers really serve, as far as rollout has said, and what keeps it from what should serve."""
+    status = rollout_status(settings, task)
+    if status is None:
+        return
+    canary = (
+        f", {status.canary_share:.0%} of the cases stay on {status.previous or BASE}" if status.canary_share else ""
+    )
+    wanted = "" if status.wanted == status.serving else f", and {status.wanted or 'the base'} should"
+    yield f"{task}: {status.serving or 'the base'} is served{wanted}{canary} ({_time(status.updated_ms)})"
+    for where, said in {**status.servers, **status.errors}.items():
+        if said != "serves":
+            yield f"  {where}: {said}"
+    if status.watch:
+        yield f"  guard: {status.watch}"
 
 
 def describe(settings: Settings, task: str, version: str) -> dict[str, Any]:
