@@ -6,7 +6,11 @@ Everything real but Kafka (a list) and vLLM (a server of ours; tests/test_vllm_s
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +19,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from rollout_process import FileRecords
 from stub_models import Reply, StubModels
 from stub_vllm import StubVllm
 from tiny import make_tiny_adapter
@@ -523,6 +528,78 @@ def test_the_guard_leaves_a_choice_made_by_hand_alone(settings: Settings, base: 
         time.sleep(0.3)
     assert [entry.by for entry in promotions(settings.adapters, "toy")] == ["gate", "gate", "hand"]
     assert records.records[-1].version == ""
+
+
+# kill -9
+
+
+class Killable:
+    """Rollout in a process that a crash point, or leaving the block, kills."""
+
+    def __init__(self, settings: Settings, folder: Path, crash_at: str = "") -> None:
+        self.settings, self.records = folder / "settings.json", FileRecords(folder / "records.jsonl")
+        self.settings.write_bytes(msgspec.json.encode(settings))
+        self.environment = os.environ | {"GOLDSTREAM_CRASH_AT": crash_at}
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        script = Path(__file__).with_name("rollout_process.py")
+        words = [sys.executable, str(script), str(self.settings), str(self.records.path)]
+        self.process = subprocess.Popen(words, env=self.environment)
+        return self.process
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait(20)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "rollout.after_load",
+        "rollout.before_record",
+        "rollout.after_record",
+        "rollout.before_unload",
+        "rollout.before_rollback",
+        "rollout.after_rollback",
+    ],
+)
+def test_killed_anywhere_rollout_goes_on_where_it_was(
+    settings: Settings, base: Path, run_folder: Path, vllm: StubVllm, tmp_path: Path, point: str
+) -> None:
+    """OLD, NEW and THIRD are promoted one after the other; THIRD is bad and is taken back. One kill on the way."""
+    settings = on_vllm(settings, base, vllm)
+    records = FileRecords(tmp_path / "records.jsonl")
+    crashed = False
+
+    def run_until(done: Callable[[list[AdapterRecord]], Any]) -> None:
+        nonlocal crashed
+        while True:
+            with Killable(settings, tmp_path, "" if crashed else point) as process:
+                wait_until(lambda: process.poll() is not None or done(records.read()), 60)
+                time.sleep(0.1)  # done, and killed right after it
+                killed = process.poll()
+                if killed is not None:
+                    assert (killed, crashed) == (-signal.SIGKILL, False)
+                    crashed = True
+                elif done(records.read()):
+                    return
+
+    for version in (OLD, NEW, THIRD):
+        publish_and_promote(settings, base, run_folder, version)
+        loaded = {served_name("toy", v) for v in (OLD, NEW, THIRD) if v <= version}
+        kept = loaded - ({served_name("toy", OLD)} if version == THIRD else set())
+        run_until(
+            lambda found, version=version, kept=kept: (
+                found and found[-1].version == version and set(vllm.loaded) == kept
+            )
+        )
+    record = records.read()[-1]
+    cases = traffic(800, lambda canary, n: 0.8 if canary else 0.3, seed=9, record=record)
+    add_gold(settings.gold, [msgspec.structs.replace(case, created_ms=record.at_ms + 1) for case in cases])
+    run_until(lambda found: found[-1].version == NEW)
+    assert crashed, f"{point} was never reached"
+    assert [r.version for r in records.read()] == [OLD, NEW, THIRD, NEW]
+    assert [entry.by for entry in promotions(settings.adapters, "toy")] == ["gate", "gate", "gate", "guard"]
 
 
 # Servers that sleep while an adapter is trained
