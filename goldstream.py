@@ -730,6 +730,7 @@ def dlq_redrive(
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, one thread each.")
 @click.option("--quick", is_flag=True, help="Two tiny sizes, one seed: does everything run? Proves nothing.")
 @click.option("--tune", is_flag=True, help="Try learning rates and epochs on validation prompts instead.")
+@click.option("--report", "report_only", is_flag=True, help="Run nothing: report what is in --folder.")
 def methods(
     task: str,
     only: str,
@@ -741,6 +742,7 @@ def methods(
     jobs: int,
     quick: bool,
     tune: bool,
+    report_only: bool,
 ) -> None:
     """Compare SFT, iSFT, RGT, iw-SFT, RL and distillation on one small base. Resumes what is in --folder."""
     import msgspec
@@ -753,7 +755,7 @@ def methods(
 
     rows = chosen([name for name in only.split(",") if name])
     if tune:
-        for name, tuned in try_all(folder, rows, jobs=jobs, say=click.echo, task=task).items():
+        for name, tuned in try_all(folder, jobs=jobs, say=click.echo, task=task).items():
             click.echo(f"best for {name}: learning rate {tuned.learning_rate:g}, {tuned.epochs} epochs")
         return
     plan = Plan(rows, task=task)._replace(**(QUICK if quick else {}))
@@ -761,13 +763,38 @@ def methods(
         plan = plan._replace(sizes=_numbers("--sizes", sizes))
     if seeds:
         plan = plan._replace(seeds=seeds)
-    report = run_benchmark(folder, plan, jobs=jobs, say=click.echo)
+    report = run_benchmark(folder, plan, jobs=jobs, say=click.echo, report_only=report_only)
     click.echo("\n" + markdown(report))
     if json_path is not None:
         json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     plot(report, plot_path or folder / "methods.png")
     if report.failures:
         sys.exit(1)
+
+
+@cli.command()
+@click.option("--task", required=True, help="Whose gold.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Adapters a method.")
+@as_json
+@with_settings
+def ablate(settings: Settings, task: str, seeds: int, as_json: bool) -> None:
+    """Say whether RGT or iSFT pays on your own gold: equal steps, several seeds, your judge. Promotes nothing."""
+    import msgspec
+
+    from streams.tables import print_table
+    from trainer.methods.ablate import ablate as compare
+
+    found = compare(settings, task, seeds=seeds, say=lambda line: click.echo(line, err=True))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+        return
+    rows = [list(msgspec.structs.asdict(arm).values()) for arm in found.arms]
+    columns = ["method", "seed", "pass", "score", "steps", "trained tokens", "seconds"]
+    title = f"{found.cases} gold cases, {found.strategies} with a strategy; {found.holdout} holdout cases"
+    print_table(columns, rows, as_json=False, title=title)
+    for what, (gain, low, high) in (("pass rate", found.passed), ("score", found.score)):
+        click.echo(f"{what}, RGT less iSFT: {gain:+.1%} ({low:+.1%} to {high:+.1%})")
+    click.echo(found.verdict)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

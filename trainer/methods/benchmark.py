@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
-from schemas.errors import GoldstreamError
+from schemas.errors import GoldstreamError, SettingsError
 from trainer.methods.curves import (
     GAIN,
     Interval,
@@ -28,8 +28,8 @@ from trainer.methods.curves import (
     prompts_needed,
     relative,
 )
-from trainer.methods.runs import RunResult, RunSpec, Score, base_scores, run_once
-from trainer.methods.table import METHODS, TUNED, TUNING_SIZE, Method, Tuned, trials
+from trainer.methods.runs import RunResult, RunSpec, Score, base_scores, is_done, run_once
+from trainer.methods.table import METHODS, TUNED, TUNINGS, Method, Tuned
 from trainer.methods.teacher import make_models
 from trainer.methods.world import ROOT, World
 
@@ -55,16 +55,17 @@ class Plan(NamedTuple):
     task: str = "scribe"
 
     def specs(self) -> list[RunSpec]:
-        """Returns the runs in order: the SFT family whole, then few seeds of the rest, the dearest runs last."""
-        few, every = range(min(FEW_SEEDS, self.seeds)), range(self.seeds)
+        """Returns the runs, what matters most first and the dearest last, so that an early stop leaves whole curves."""
+        few = range(min(FEW_SEEDS, self.seeds))
         late = range(len(few), self.seeds)
         small, large = [n for n in self.sizes if n <= LARGE], [n for n in self.sizes if n > LARGE]
         controls = [n for n in CONTROL_SIZES if n in self.sizes] or list(self.sizes)
-        order: list[tuple[str, Sequence[int], Sequence[int]]] = [("sft", small, every), ("sft", large, every)]
-        order += [("iw", small, few), ("rl", [n for n in small if n < LARGE], few), ("control", controls, few)]
-        order += [("rl", [n for n in small if n == LARGE], few), ("iw", large, few)]
+        order: list[tuple[str, Sequence[int], Sequence[int]]] = [("sft", small, few)]
+        order += [(family, controls[:1], few) for family in ("iw", "rl", "control")]
+        order += [("iw", controls, few), ("sft", large[:1], few), ("sft", small, late), ("rl", small, few)]
+        order += [("control", controls, few), ("sft", large, few), ("iw", self.sizes, few), ("sft", large, late)]
         order += [("iw", self.sizes, late), ("control", controls, late), *(("rl", [n], few) for n in large)]
-        return [
+        specs = [
             self._spec(method, size, seed)
             for family, sizes, seeds in order
             for seed in seeds
@@ -72,6 +73,7 @@ class Plan(NamedTuple):
             for method in self.methods
             if method.family == family
         ]
+        return list(dict.fromkeys(specs))
 
     def _spec(self, method: Method, size: int, seed: int) -> RunSpec:
         tuned = TUNED[method.tuned_as]
@@ -83,7 +85,6 @@ class Plan(NamedTuple):
             epochs=tuned.epochs,
             holdout=self.holdout,
             unseen=self.unseen,
-            largest=max(self.sizes),
             task=self.task,
             thinking=method.name == "rgt" and seed < FEW_SEEDS,
         )
@@ -109,14 +110,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     runs: list[RunResult]
 
 
-def run_benchmark(folder: Path, plan: Plan, *, jobs: int, say: Say) -> Report:
+def run_benchmark(folder: Path, plan: Plan, *, jobs: int, say: Say, report_only: bool = False) -> Report:
     """Does the plan's runs that are not in the folder yet and returns the report over all of them.
 
-    A run that fails is told and left out; the next call tries it again.
+    A run that fails is told and left out; the next call tries it again. With `report_only` nothing is run: the report
+    is over what is there. Raises SettingsError where that is nothing.
     """
     torch.set_num_threads(1)
     world = World(plan.task)
     specs = plan.specs()
+    if report_only:
+        specs = [spec for spec in specs if is_done(folder, spec)]
+        if not specs:
+            raise SettingsError(f"{folder} holds no finished run of this plan; leave out --report to run it")
     _prepare(folder, world)
     results: list[RunResult] = []
     failures: list[str] = []
@@ -131,38 +137,40 @@ def run_benchmark(folder: Path, plan: Plan, *, jobs: int, say: Say) -> Report:
     return summarise(folder, world, results, failures)
 
 
-def tune(folder: Path, methods: Sequence[Method], *, jobs: int, say: Say, task: str = "scribe") -> dict[str, Tuned]:
-    """Runs every tuned row's trials on the validation prompts and returns the best of each by normalised score.
+def tune(folder: Path, *, jobs: int, say: Say, task: str = "scribe") -> dict[str, Tuned]:
+    """Runs every group's trials on the validation prompts and returns the best of each by mean normalised score.
 
-    Of trials within TIE of the best, which one run cannot tell apart, it is the one of fewest epochs, then of the
+    Of trials within TIE of the best, which their runs cannot tell apart, it is the one of fewest epochs, then of the
     highest score. The benchmark itself takes table.TUNED, where the outcome is written down.
     """
     torch.set_num_threads(1)
-    world = World(task)
-    _prepare(folder, world)
-    rows = [method for method in methods if method.tuned_as == method.name]
-    specs = [
+    _prepare(folder, World(task))
+    groups = {
         RunSpec(
-            method=method.name,
-            size=TUNING_SIZE,
+            method=row,
+            size=size,
             seed="tune",
             learning_rate=trial.learning_rate,
             epochs=trial.epochs,
             split="validation",
-            largest=TUNING_SIZE,
             task=task,
-        )
-        for method in rows
-        for trial in trials(method)
-    ]
-    tried: dict[str, list[tuple[float, Tuned]]] = {}
-    for spec, result, error in _do(folder, specs, jobs):
+        ): name
+        for name, tuning in TUNINGS.items()
+        for row in tuning.rows
+        for size in tuning.sizes
+        for trial in tuning.trials
+    }
+    tried: dict[str, dict[Tuned, list[float]]] = {}
+    for spec, result, error in _do(folder, list(groups), jobs):
         figures = error if result is None else _figures(result)
-        say(f"{spec.method}, learning rate {spec.learning_rate:g}, {spec.epochs} epochs: {figures}")
+        say(f"{spec.method}, {spec.size} prompts, rate {spec.learning_rate:g}, {spec.epochs} epochs: {figures}")
         if result is not None:
             trial = Tuned(spec.learning_rate, spec.epochs)
-            tried.setdefault(spec.method, []).append((result.seen.score, trial))
-    return {name: best_trial(found) for name, found in tried.items()}
+            tried.setdefault(groups[spec], {}).setdefault(trial, []).append(result.seen.score)
+    return {
+        name: best_trial([(sum(scores) / len(scores), trial) for trial, scores in found.items()])
+        for name, found in tried.items()
+    }
 
 
 def best_trial(tried: Sequence[tuple[float, Tuned]]) -> Tuned:

@@ -1,7 +1,7 @@
 """The benchmark's factory run: every prompt of a seed through student, judge, refiner and strategist, once.
 
 The agents' own functions, asynchronously in process, without Kafka. All methods of a seed share the result, which
-lies in the benchmark's folder; a curve's shorter sets are the first prompts of the longest.
+lies in the benchmark's folder; a curve's shorter sets are the first prompts of the longer ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer.methods.teacher import model_path
 from trainer.methods.world import Prompt, SeededModels, World, wrong
 
 DRAWS = 4  # samples a prompt for rejection sampling, the first of them the case's own first attempt
-TEACHER_BATCH = 250
+BLOCK = 100  # prompts made together
 NO_HURRY_S = 1e6
 
 
@@ -50,18 +50,21 @@ class Produced(msgspec.Struct, frozen=True):
 def produce(folder: Path, world: World, stream: Stream, count: int) -> list[Produced]:
     """Returns the data of a stream's first `count` prompts; what is in the folder is read, not made again.
 
-    The caller sees to it that nobody else makes the same stream at once.
+    They are made in whole blocks, so that what a prompt gives does not depend on how many were asked for. The caller
+    sees to it that nobody else makes the same stream at once.
     """
-    path = folder / "data" / f"{stream.base}-{stream.seed}-{stream.noise:g}.json"
-    known = msgspec.json.decode(path.read_bytes(), type=list[Produced]) if path.exists() else []
-    if len(known) < count:
-        prompts = world.prompts(f"train:{stream.seed}", count)[len(known) :]
-        known += asyncio.run(_produce(folder, world, stream, prompts, len(known)))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_bytes(msgspec.json.encode(known))
-        os.replace(unfinished, path)
-    return known[:count]
+    prompts = world.prompts(f"train:{stream.seed}", -(-count // BLOCK) * BLOCK)
+    found: list[Produced] = []
+    for first in range(0, len(prompts), BLOCK):
+        path = folder / "data" / f"{stream.base}-{stream.seed}-{stream.noise:g}-{first}.json"
+        if not path.exists():
+            made = asyncio.run(_produce(folder, world, stream, prompts[first : first + BLOCK], first))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_bytes(msgspec.json.encode(made))
+            os.replace(unfinished, path)
+        found += msgspec.json.decode(path.read_bytes(), type=list[Produced])
+    return found[:count]
 
 
 async def _produce(folder: Path, world: World, stream: Stream, prompts: Sequence[Prompt], first: int) -> list[Produced]:
@@ -115,13 +118,10 @@ def _teach(folder: Path, world: World, stream: Stream, prompts: Sequence[Prompt]
     if stream.base != "student" or stream.noise or not path.exists():
         return [("", 0)] * len(prompts)
     model, tokenizer = load_model(path), AutoTokenizer.from_pretrained(path, local_files_only=True)
-    taught = []
-    for start in range(0, len(prompts), TEACHER_BATCH):
-        ids = [world.encode(tokenizer, prompt.messages) for prompt in prompts[start : start + TEACHER_BATCH]]
-        seed = random.Random(f"teacher:{stream.seed}:{first + start}").getrandbits(48)
-        made = sample(model, tokenizer, ids, temperature=1.0, max_tokens=world.max_tokens, seed=seed)
-        taught += [(one.text, len(one.tokens)) for one in made]
-    return taught
+    ids = [world.encode(tokenizer, prompt.messages) for prompt in prompts]
+    seed = random.Random(f"teacher:{stream.seed}:{first}").getrandbits(48)
+    made = sample(model, tokenizer, ids, temperature=1.0, max_tokens=world.max_tokens, seed=seed)
+    return [(one.text, len(one.tokens)) for one in made]
 
 
 def _rng(stream: Stream, case: Case) -> random.Random:

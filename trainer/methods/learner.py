@@ -76,6 +76,10 @@ class Learner:
         self._leaves: dict[str, Tensor] = {}
         self.steps = 0
 
+    def lora(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Returns (A, B) of each adapted layer, by the name of its weight in the model's body."""
+        return self._lora
+
     def merged(self) -> dict[str, Tensor]:
         """Returns W + s·BA of every adapted layer, differentiable in A and B."""
         return {

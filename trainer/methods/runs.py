@@ -42,7 +42,6 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     split: str = "holdout"  # or "validation", for tuning
     holdout: int = 200  # prompts of the kind trained on
     unseen: int = 100  # prompts with drugs and sentences of which no training prompt has any
-    largest: int = 1000  # the data of a seed are made for this many prompts
     batch: int = 16
     rank: int = 16  # the demo's adapter
     alpha: int = 32
@@ -85,6 +84,11 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     at: str = ""
 
 
+def is_done(folder: Path, spec: RunSpec) -> bool:
+    """Tells whether a run's result is in the folder."""
+    return (folder / "runs" / f"{spec.key()}.json").exists()
+
+
 def run_once(folder: Path, spec: RunSpec, world: World, revision: str = "") -> RunResult:
     """Returns a run's result, from its file where that exists; else runs it and writes the file whole.
 
@@ -114,7 +118,7 @@ def _run(folder: Path, spec: RunSpec, world: World) -> RunResult:
     torch.set_num_threads(1)
     method = METHODS[spec.method]
     seed = int.from_bytes(hashlib.sha256(spec.seed.encode()).digest()[:4], "big")
-    data = factory_data(folder, spec, world)[: spec.size]  # 1
+    data = factory_data(folder, spec, world)  # 1
 
     base = model_path(folder, method.base)
     learner = Learner(base, rank=spec.rank, alpha=spec.alpha, learning_rate=spec.learning_rate, seed=seed)
@@ -156,15 +160,14 @@ def _run(folder: Path, spec: RunSpec, world: World) -> RunResult:
 
 
 def factory_data(folder: Path, spec: RunSpec, world: World) -> list[Produced]:
-    """Returns the data of a run's seed, made for the largest size at once."""
+    """Returns the data of a run's prompts, making models and data that are not there yet."""
     method = METHODS[spec.method]
     with _alone(folder / "models.lock"):
         (folder / "models").mkdir(parents=True, exist_ok=True)
         make_models(folder, world, ("teacher", "hard"))
     stream = Stream(method.base, spec.seed, method.noise)
-    count = spec.largest if method.family != "control" or stream == Stream(seed=spec.seed) else spec.size
     with _alone(folder / f"data-{stream.base}-{stream.seed}-{stream.noise:g}.lock"):
-        return produce(folder, world, stream, count)
+        return produce(folder, world, stream, spec.size)
 
 
 def score(learner: Learner, world: World, prompts: Sequence[Prompt], *, thinking: bool = False) -> Score:
