@@ -14,6 +14,7 @@ import msgspec
 from schemas.adapters import AdapterManifest, GateReport, adapter_folder, base_fingerprint, verify_adapter
 from schemas.errors import AdapterError, GoldstreamError
 from schemas.settings import Settings
+from trainer.base import student_base
 from trainer.registry import (
     REPORT,
     Promotion,
@@ -26,7 +27,6 @@ from trainer.registry import (
     rollback,
 )
 from trainer.rollout import read_status as rollout_status
-from trainer.run import student_base
 from trainer.status import read_status
 from trainer.trigger import next_scheduled
 from trainer.webhook import Webhook, make_event

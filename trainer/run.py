@@ -9,24 +9,24 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
 from schemas.adapters import AdapterManifest, GateReport, adapter_folder, base_fingerprint, verify_adapter
-from schemas.errors import AdapterError, ModelError, SettingsError, SetupError, TrainingError
+from schemas.errors import AdapterError, ModelError, SetupError, TrainingError
 from schemas.faults import crash_point
 from schemas.gold import Watermark, current_watermark
 from schemas.settings import Settings, Trainer
+from trainer.base import MakeEngine, local_engine, student_base
 from trainer.dataset import base_context, train_rows, training_data
-from trainer.gate import AnswerCache, Engine, Judge, run_gate
+from trainer.gate import AnswerCache, Judge, run_gate
 from trainer.holdout import freeze_holdout, holdout_cases
 from trainer.lease import Fence, LeaseLost
+from trainer.pinned import Pinned, git_revision, keep_pinned, read_pinned
 from trainer.progress import ProgressReport
 from trainer.registry import (
     clear_leftovers,
@@ -49,64 +49,13 @@ from trainer.webhook import Webhook, make_event
 log = logging.getLogger("goldstream.trainer")
 
 STATUS_EVERY_S = 0.5
-RUN, OUT = "run.json", "out"
+OUT = "out"
 FRUITLESS_TRIES = 5  # starts of one run that got no further than the one before
 CORRECTIVE = ("rgt", "isft", "on_policy")  # recipes that learn from failures alone
 
 
-class Base(NamedTuple):
-    """The model a task's student is, as the trainer loads it."""
-
-    name: str  # as it is served
-    path: Path
-
-
-MakeEngine = Callable[[Settings, str], Engine]
-
-
 class Stopped(Exception):
     """The service was asked to stop in the middle of a run; the next start goes on with it."""
-
-
-class Pinned(msgspec.Struct, frozen=True, kw_only=True):
-    """run.json: what a run is a function of, so that a killed one is continued and not merely repeated."""
-
-    task: str
-    version: str
-    watermark: Watermark
-    base_sha256: str
-    parent: str  # who should serve when the run began
-    initial: str = ""  # version it continues from, "" for the base
-    revision: str
-    started_ms: int
-    tries: int = 1  # starts in a row that got no further
-    furthest: int = 0  # step
-
-
-def student_base(settings: Settings, task: str) -> Base:
-    """Returns the base model of a task's student; raises SettingsError where the trainer cannot know it."""
-    chosen = settings.task(task)
-    provider, _, name = chosen.student.model.partition("/")
-    folder = settings.local[name].path if provider == "local" and name in settings.local else chosen.trainer.base
-    if not folder:
-        raise SettingsError(
-            f"tasks.{task}.trainer.base is missing: the student {chosen.student.model!r} is served elsewhere, so the "
-            "trainer needs the folder of its base weights. Set it, or set trainer.enabled = false."
-        )
-    if not Path(folder).is_dir():
-        raise SettingsError(f"the base model of task {task}, {folder}, is no folder. Download it, or correct the path.")
-    return Base(name or chosen.student.model, Path(folder))
-
-
-def local_engine(settings: Settings, task: str) -> Engine:
-    """Builds the engine that answers the holdout."""
-    from agents.local import LocalEngine  # loads torch; the service idles without it
-
-    base = student_base(settings, task)
-    student = settings.task(task).student.model
-    max_batch = settings.local[base.name].max_batch if student.startswith("local/") else 64
-    engine: Engine = LocalEngine(base.path, max_batch=max_batch, threads=settings.task(task).trainer.threads)
-    return engine
 
 
 class Runner:
@@ -178,7 +127,7 @@ class Runner:
         published = {manifest.version for manifest in list_adapters(self.settings.adapters, self.task)}
         found = self._finish_gate(fence)
         for folder in sorted(self.runs.glob("v*")) if self.runs.is_dir() else []:
-            pinned = _read_pinned(folder)
+            pinned = read_pinned(folder)
             why_not = "it was published" if folder.name in published else self._why_not_continued(pinned)
             if pinned is None or why_not:
                 log.info("%s %s: the unfinished run is dropped: %s", self.task, folder.name, why_not)
@@ -235,7 +184,7 @@ class Runner:
             base_sha256=base_sha256,
             parent=incumbent(self.settings.adapters, self.task),
             initial=initial,
-            revision=_git_revision(),
+            revision=git_revision(),
             started_ms=int(time.time() * 1000),
         )
         shutil.rmtree(self.runs, ignore_errors=True)  # of runs that cannot be continued: we hold the lease
@@ -395,12 +344,7 @@ class Runner:
                 self._keep(msgspec.structs.replace(self.pinned, furthest=step, tries=1))
 
     def _keep(self, pinned: Pinned) -> None:
-        """Writes run.json anew, atomically."""
-        folder = self.runs / pinned.version
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{RUN}.tmp"
-        temporary.write_bytes(msgspec.json.encode(pinned))
-        temporary.replace(folder / RUN)
+        keep_pinned(self.runs / pinned.version, pinned)
         self.pinned = pinned
 
 
@@ -422,23 +366,3 @@ def _refuse_one_class(settings: Settings, task: str, watermark: Watermark, recip
             "that were corrected, and there are none. Where the student is that good, nothing needs doing; otherwise "
             'make the rubric stricter, or train on its own passing answers with recipe = "rejection".'
         )
-
-
-def _read_pinned(folder: Path) -> Pinned | None:
-    try:
-        return msgspec.json.decode((folder / RUN).read_bytes(), type=Pinned)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def _git_revision() -> str:
-    """Returns the commit Goldstream runs from, "" where it was installed without its repository."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return ""
-    try:
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""

@@ -16,10 +16,11 @@ from schemas.adapters import GateReport
 from schemas.errors import GoldstreamError
 from schemas.gold import Watermark, current_watermark
 from schemas.settings import Settings
+from trainer.base import MakeEngine
 from trainer.gate import Judge
 from trainer.lease import Fence, lease
 from trainer.registry import list_adapters, read_gate
-from trainer.run import MakeEngine, Runner, Stopped, would_fail_again
+from trainer.run import Runner, Stopped, would_fail_again
 from trainer.status import read_status as read_status
 from trainer.trigger import Arrivals, arrivals, due
 from trainer.webhook import Webhook
