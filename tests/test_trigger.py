@@ -233,24 +233,42 @@ def test_a_run_that_was_stopped_goes_on_with_its_own_gold_under_its_own_name(
     assert list((settings.state / "trainer/runs/toy").iterdir()) == []
 
 
-def test_a_run_is_dropped_where_the_base_has_changed_or_it_never_gets_further(
+def interrupted(settings: Settings, **changes: Any) -> Path:
+    """Leaves a run that was stopped before its first step, with its run.json changed."""
+    assert once(settings, stop=StopAfter(0)) is None
+    (left,) = (settings.state / "trainer/runs/toy").iterdir()
+    pinned = msgspec.json.decode((left / "run.json").read_bytes(), type=Pinned)
+    (left / "run.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(pinned, **changes)))
+    return left
+
+
+def test_a_run_on_another_base_is_dropped_and_a_new_one_begun(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = untrained(settings)
     toy_gold(settings.gold)
     caplog.set_level(logging.INFO, "goldstream.trainer")
-    for changes, said in (
-        ({"base_sha256": "f" * 64}, "the base has changed"),
-        ({"tries": 5}, "killed 5 times without getting further"),
-    ):
-        once(settings, stop=StopAfter(0))
-        (left,) = (settings.state / "trainer/runs/toy").iterdir()
-        pinned = msgspec.json.decode((left / "run.json").read_bytes(), type=Pinned)
-        (left / "run.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(pinned, **changes)))
-        report = once(settings)
-        assert report is not None
-        assert report.version != left.name
-        assert said in caplog.text
+    left = interrupted(settings, base_sha256="f" * 64)
+    report = once(settings)
+    assert report is not None
+    assert report.version != left.name
+    assert "the base has changed" in caplog.text
+
+
+def test_a_run_that_is_killed_again_and_again_is_given_up_until_new_gold_comes(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.service.FIRST_RETRY_S", 0.1)
+    settings = untrained(settings)
+    toy_gold(settings.gold)
+    interrupted(settings, tries=5, furthest=3)
+    with Service(settings, make_engine=lambda settings, task: Perfect()):
+        wait_until(lambda: "killed 5 times without getting further than step 3" in caplog.text)
+        time.sleep(0.4)
+        assert not (settings.adapters / "toy/promotions").exists()
+        add_gold(settings.gold, [a_case("later", "red", "stop", strategy=STRATEGY)])
+        wait_until(lambda: incumbent(settings.adapters, "toy"), 40)
+    assert len(list_adapters(settings.adapters, "toy")) == 1
 
 
 @pytest.mark.parametrize("point", ["trainer.after_publish", "registry.after_report"])

@@ -123,6 +123,8 @@ class Runner:
 
         1. a version that was published and not gated is gated, one that passed and was not promoted is promoted;
         2. a run that was pinned and not published is continued, where the base is still the same.
+
+        Raises TrainingError for a run that is killed again and again, and whatever the run itself raises.
         """
         published = {manifest.version for manifest in list_adapters(self.settings.adapters, self.task)}
         found = self._finish_gate(fence)
@@ -133,6 +135,13 @@ class Runner:
                 log.info("%s %s: the unfinished run is dropped: %s", self.task, folder.name, why_not)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
+            if pinned.tries >= FRUITLESS_TRIES:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise TrainingError(
+                    f"the run {pinned.version} of {self.task} was killed {pinned.tries} times without getting further "
+                    f"than step {pinned.furthest}, and is dropped. Has the machine enough memory? Lower "
+                    "trainer.batch_size, max_length or rank; the next run starts anew."
+                )
             log.info("%s %s: a run that was interrupted goes on; newer gold waits", self.task, pinned.version)
             self.run(fence, msgspec.structs.replace(pinned, tries=pinned.tries + 1))
             return True
@@ -322,8 +331,6 @@ class Runner:
             return "it has no run.json"
         if pinned.base_sha256 != self.base_sha256():
             return "the base has changed since"
-        if pinned.tries >= FRUITLESS_TRIES:
-            return f"it was killed {pinned.tries} times without getting further; does the machine have enough memory?"
         return ""
 
     def _history(self, manifest: AdapterManifest) -> list[Gated]:

@@ -127,14 +127,14 @@ class _TaskWatcher:
             self.runner.status.tell(state="idle", error=text)
 
     def _poll(self, held: int) -> None:
+        watermark = current_watermark(self.settings.gold)
+        if watermark != self.came:
+            self.came, self.came_at = watermark, time.monotonic()
         if not self.resumed:
             self.resumed = True
             self.runner.finish_interrupted(Fence(self.lease, held))
-        watermark = current_watermark(self.settings.gold)
         if watermark == self.hopeless:
             return
-        if watermark != self.came:
-            self.came, self.came_at = watermark, time.monotonic()
         trainer, status = self.settings.task(self.task).trainer, self.runner.status
         if time.monotonic() - self.came_at < trainer.quiet_s:
             return
