@@ -196,6 +196,8 @@ class Lane:
                     self.kills += 1
                     if armed:
                         self.reached.append(armed)
+                        if more := self._later.get(child.name):
+                            self._armed[child.name] = child.environment["GOLDSTREAM_CRASH_AT"] = more.pop(0)
                     self._note_at_risk(child.name)
         self.supervisor.check()
 
@@ -283,8 +285,12 @@ class Lane:
         if child.process is not None:
             child.process.wait(30)
 
-    def arm(self, points: dict[str, str]) -> None:
-        """Restarts children so that each dies at its crash point, "name:N"; after that death they live on as before."""
+    def arm(self, points: dict[str, str], later: dict[str, list[str]] | None = None) -> None:
+        """Restarts children so that each dies at its crash point, "name:N"; after that death they live on as before.
+
+        With `later` the next life of a child dies at the next of these points, and so on.
+        """
+        self._later = {name: list(more) for name, more in (later or {}).items()}
         for name, point in points.items():
             self._armed[name] = point
             self.send_signal(name, signal.SIGTERM)
@@ -362,6 +368,7 @@ class Lane:
         self.lag: dict[str, int] = {}
         self.notes: dict[str, Any] = {}  # what a fault measured besides
         self._armed.clear()
+        self._later: dict[str, list[str]] = {}
         self._calls_start = self.calls.stat().st_size
         self._log_sizes = {c.name: c.log_path.stat().st_size for c in self.supervisor.children if c.log_path.exists()}
         if fault:

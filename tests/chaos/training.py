@@ -15,8 +15,8 @@ from factory import CONFIG, Broker, Lane
 from tiny import make_tiny_model
 
 from schemas.adapters import AdapterRecord, adapter_folder, verify_adapter
+from trainer.records import KafkaRecords
 from trainer.registry import incumbent, list_adapters, promote, promotions
-from trainer.rollout import KafkaRecords
 from trainer.service import read_status
 
 TASK = "chaos"
@@ -33,6 +33,14 @@ threads = 1
 min_holdout = 3
 max_holdout = 6
 """
+RUN_POINTS = (
+    "trainer.pinned",
+    "registry.before_rename",
+    "registry.after_rename",
+    "trainer.after_publish",
+    "registry.after_report",
+    "registry.after_link",
+)
 RUN_LIMIT_S = 150.0  # importing torch takes most of it on a busy machine
 
 
@@ -62,18 +70,17 @@ def trainer_killed(lane: Lane, cases: int) -> str:
     return _sound(lane, before + 1)
 
 
-def trainer_crashed(point: str) -> Callable[[Lane, int], str]:
-    """The trainer dies at a point of the registry; what it left is finished or done again."""
-
-    def act(lane: Lane, cases: int) -> str:
-        lane.arm({"trainer": point})
-        before = len(_versions(lane))
-        lane.feed(cases)
-        if not lane.wait_for(lambda: point in lane.reached, RUN_LIMIT_S):
-            return f"never reached: {point}"
-        return _sound(lane, before + 1)
-
-    return act
+def trainer_at_every_point(lane: Lane, cases: int) -> str:
+    """One run, killed at every point it passes, one after the other: it goes on each time, to one whole version."""
+    first, *later = (f"{point}:1" for point in RUN_POINTS)
+    lane.arm({"trainer": first}, {"trainer": later})
+    before = len(_versions(lane))
+    lane.feed(cases)
+    lane.wait_for(lambda: len(lane.reached) == len(RUN_POINTS), 3 * RUN_LIMIT_S)
+    missed = {first, *later} - set(lane.reached)
+    if missed:
+        return f"never reached: {', '.join(sorted(missed))}"
+    return _sound(lane, before + 1) or ("" if len(_versions(lane)) == before + 1 else "the run was made more than once")
 
 
 def two_trainers(lane: Lane, cases: int) -> str:
