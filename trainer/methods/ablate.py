@@ -22,12 +22,12 @@ from schemas.case import Verdict
 from schemas.errors import ModelError, TrainingError
 from schemas.gold import current_watermark
 from schemas.settings import Settings, Trainer
+from trainer.base import local_engine, student_base
 from trainer.dataset import Dataset, base_context, build_examples, train_rows
 from trainer.gate import Engine, Judge, task_judge
 from trainer.holdout import HOLDOUT, HoldoutCase, freeze_holdout, holdout_cases
 from trainer.paired import bootstrap, share
 from trainer.registry import publish
-from trainer.run import local_engine, student_base
 
 Arm = Literal["isft", "rgt"]
 ARMS: tuple[Arm, Arm] = ("isft", "rgt")

@@ -31,7 +31,7 @@ from trainer.methods.curves import (
 from trainer.methods.runs import RunResult, RunSpec, Score, base_scores, is_done, run_once
 from trainer.methods.table import METHODS, TUNED, TUNINGS, Method, Tuned
 from trainer.methods.teacher import make_models
-from trainer.methods.world import ROOT, World
+from trainer.methods.world import ROOT, World, world_of
 
 SIZES = (25, 50, 100, 200, 500, 1000)
 CONTROL_SIZES = (50, 200)
@@ -60,11 +60,14 @@ class Plan(NamedTuple):
         late = range(len(few), self.seeds)
         small, large = [n for n in self.sizes if n <= LARGE], [n for n in self.sizes if n > LARGE]
         controls = [n for n in CONTROL_SIZES if n in self.sizes] or list(self.sizes)
+        first = few[:1]
         order: list[tuple[str, Sequence[int], Sequence[int]]] = [("sft", small, few)]
-        order += [(family, controls[:1], few) for family in ("iw", "rl", "control")]
-        order += [("iw", controls, few), ("sft", large[:1], few), ("sft", small, late), ("rl", small, few)]
-        order += [("control", controls, few), ("sft", large, few), ("iw", self.sizes, few), ("sft", large, late)]
-        order += [("iw", self.sizes, late), ("control", controls, late), *(("rl", [n], few) for n in large)]
+        order += [("iw", controls[:1], few), ("rl", controls[:1], few), ("control", controls[:1], few[:2])]
+        order += [("sft", large[:1], first), ("iw", controls, first), ("rl", controls, first), ("sft", large, first)]
+        order += [("control", controls[:1], few), ("iw", controls, few), ("sft", large[:1], few), ("sft", small, late)]
+        order += [("rl", small, few), ("control", controls, few), ("sft", large, few), ("iw", self.sizes, few)]
+        order += [("sft", large, late), ("iw", self.sizes, late), ("control", controls, late)]
+        order += [("rl", [n], few) for n in large]
         specs = [
             self._spec(method, size, seed)
             for family, sizes, seeds in order
@@ -117,7 +120,7 @@ def run_benchmark(folder: Path, plan: Plan, *, jobs: int, say: Say, report_only:
     is over what is there. Raises SettingsError where that is nothing.
     """
     torch.set_num_threads(1)
-    world = World(plan.task)
+    world = world_of(plan.task)
     specs = plan.specs()
     if report_only:
         specs = [spec for spec in specs if is_done(folder, spec)]
@@ -249,7 +252,7 @@ def _do(folder: Path, specs: Sequence[RunSpec], jobs: int) -> Iterator[tuple[Run
 def _one(task: tuple[Path, RunSpec, str]) -> tuple[RunSpec, RunResult | None, str]:
     folder, spec, code = task
     try:
-        return spec, run_once(folder, spec, World(spec.task), code), ""
+        return spec, run_once(folder, spec, world_of(spec.task), code), ""
     except GoldstreamError as error:
         return spec, None, str(error)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +96,12 @@ class World:
         """Returns a note in good form that breaks as many rules as the worst of several drafts."""
         drafts = [write_draft(prompt.facts, rng) for _ in range(HARD_DRAWS)]
         return min(drafts, key=lambda draft: self.judge(prompt.messages, draft).score)
+
+
+@cache
+def world_of(task: str) -> World:
+    """Returns a task's world, built once in a process."""
+    return World(task)
 
 
 class SeededModels(Models):
