@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JARS := deploy/kafka/libs/.complete
+TRL := .goldstream/bench-trl
 
-.PHONY: demo test test-full check setup kafka bench chaos clean
+.PHONY: demo test test-full check setup kafka bench bench-train chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -30,6 +31,9 @@ check: setup ## ruff, mypy --strict, import contracts
 bench: setup kafka ## CPU a case costs the pipeline, all hops; JSON=FILE writes the figures
 	@$(BIN)/python tests/bench.py $(if $(JSON),--json $(JSON))
 
+bench-train: $(TRL)/.ready ## Training cost against unshared prompts and TRL; JSON=FILE, ARGS="--device cuda --size 0.5b"
+	@$(TRL)/bin/python tests/bench_train.py $(if $(JSON),--json $(JSON)) $(ARGS)
+
 chaos: setup kafka ## Every fault while cases flow, then count; JSON=FILE CASES= SEED= ONLY=name,... KEEP=1
 	@$(BIN)/python tests/chaos/run.py $(if $(JSON),--json $(JSON)) $(if $(CASES),--cases $(CASES)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
@@ -44,6 +48,16 @@ $(READY): pyproject.toml deploy/constraints.txt
 	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c deploy/constraints.txt -e '.[dev]' \
 		| sed -u -n 's/^Collecting \([A-Za-z0-9_.-]*\).*/  fetching \1/p; s/^Installing collected.*/  installing .../p; s/^Successfully.*/  installed/p'
 	@$(BIN)/python -m pip check
+	@touch $@
+
+# TRL for bench-train alone: on top of our environment, which it sees and never changes.
+$(TRL)/.ready: $(READY)
+	@echo "setting up $(TRL): TRL and what it needs beyond $(VENV)"
+	@$(BIN)/python -m venv $(TRL)
+	@$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> $$($(TRL)/bin/python -c 'import site; print(site.getsitepackages()[0])')/goldstream.pth
+	@grep -v '^fsspec=' deploy/constraints.txt > $(TRL)/constraints.txt # datasets asks for an older one
+	@$(TRL)/bin/pip install -q --disable-pip-version-check -c $(TRL)/constraints.txt trl==1.16.0
 	@touch $@
 
 $(JARS): deploy/kafka/pom.xml

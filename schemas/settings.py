@@ -160,7 +160,7 @@ class Trainer(_Section, frozen=True):
     seed: int = 0
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: torch decides
     share_prompts: bool = True  # the pairs of a case are forwarded in one row that holds their prompt once
-    forward_tokens: Annotated[int, Meta(ge=0)] = 0  # of one forward pass; 0: 1024 on a CPU, 16384 on a GPU
+    forward_tokens: Annotated[int, Meta(ge=0)] = 0  # of one forward pass; 0: 2048 on a CPU, 16384 on a GPU
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the base; auto: bf16 on a GPU. The adapter is in fp32
     gradient_checkpointing: bool = False  # a third more work for a fraction of the memory
     checkpoint_every_s: Annotated[float, Meta(ge=0)] = 300.0  # 0: off, and a killed run begins anew
