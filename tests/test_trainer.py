@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from tiny import make_tiny_model
-from toys import OLD, STRATEGY, TOY, a_case, a_manifest
+from toys import STRATEGY, TOY, a_case, a_manifest
 
-from schemas.adapters import read_manifest
 from schemas.case import Case, Message
 from schemas.errors import TrainingError
 from schemas.outcomes import outcome_row, outcome_table
@@ -82,8 +81,3 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, base: Path, token
     with pytest.raises(TrainingError, match=r"loss became nan at step 1 of 3.*learning_rate"):
         train_lora(broken, examples, Trainer(rank=4, threads=1), tmp_path / "out")
     assert not (tmp_path / "out/adapter_model.safetensors").exists()
-
-
-def test_manifests_survive_the_trip_through_json(tmp_path: Path, base: Path, run_folder: Path) -> None:
-    folder = publish(tmp_path, run_folder, a_manifest(base, OLD, watermark={0: 3, 11: 5}))
-    assert read_manifest(folder).watermark == {0: 3, 11: 5}
