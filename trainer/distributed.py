@@ -1,8 +1,8 @@
 """Several processes, one run: each forwards its share of a batch's rows, and gradients are summed.
 
 `train_in_processes` starts one process a GPU on this machine for trainer.loop and follows the run; the processes find
-each other through a file, and speak over the loopback interface. `torchrun -m trainer.distributed JOB` starts the
-same by other means, on several machines as well.
+each other through a file, and speak over the loopback interface. `torchrun -m trainer.distributed FILE`, with a Job in
+the file, starts the same by other means.
 """
 
 from __future__ import annotations
