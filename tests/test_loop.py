@@ -131,6 +131,18 @@ def test_a_killed_run_goes_on_to_the_same_curve_bit_for_bit(
     assert (resumed.first_loss, resumed.last_loss) == (whole.first_loss, whole.last_loss)
 
 
+def test_a_stopped_run_goes_on_with_the_next_step(base: Path, examples: list[Example], tmp_path: Path) -> None:
+    def stop(step: int, steps: int, loss: float, rate: float) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    whole = train_lora(base, examples, QUICK, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_lora(base, examples, QUICK, tmp_path / "stopped", progress=stop)
+    resumed = train_lora(base, examples, QUICK, tmp_path / "stopped")
+    assert (resumed.resumed_at, resumed.last_loss) == (2, whole.last_loss)
+
+
 def test_a_run_that_ended_is_not_trained_again_and_another_run_starts_anew(
     base: Path, examples: list[Example], tmp_path: Path
 ) -> None:

@@ -23,7 +23,15 @@ from torch import Tensor
 from schemas.adapters import base_fingerprint
 from schemas.errors import TrainingError
 from schemas.settings import Trainer
-from trainer.checkpoint import Checkpoint, disk_room, keep_lines, load_checkpoint, run_identity, save_checkpoint
+from trainer.checkpoint import (
+    CHECKPOINT,
+    Checkpoint,
+    disk_room,
+    keep_lines,
+    load_checkpoint,
+    run_identity,
+    save_checkpoint,
+)
 from trainer.dataset import Example
 from trainer.distributed import STEPS_LOG, Job, processes_of, this_world, train_in_processes
 from trainer.forward import (
@@ -95,11 +103,12 @@ def train_lora(
     adapter removes `out` afterwards. Called again with the same `out` after a kill, the run goes on from there to the
     same loss curve, provided that examples, base, `initial`, torch and the settings that matter are the same; else
     the log says what differs and it starts anew. So a caller that resumes pins its dataset and passes the same folder.
-    With trainer.processes other than 1 the run has several processes; `progress` is called in this one.
+    With trainer.processes other than 1 the run has several processes; `progress` is called in this one. Whatever it
+    raises ends the run, with a checkpoint of the step it was told of.
 
     Raises TrainingError where examples exceed the base's context, where the loss is no number or a process fails;
     AdapterError where `initial` is of another base; SetupError where the disk is full, which leaves the checkpoint
-    before usable. Whatever `progress` raises ends the run.
+    before usable.
     """
     check_context(examples, base)
     world = this_world()
@@ -153,7 +162,8 @@ def train_lora(
     seconds_before = 0.0
     found = load_checkpoint(out, run) if resume else "the caller wants it so"
     if isinstance(found, str):
-        log.debug("the run starts at its first step: %s", found)
+        level = logging.WARNING if (out / CHECKPOINT).exists() else logging.DEBUG
+        log.log(level, "the run starts at its first step: %s", found)
     else:
         _restore(found[1], trainable, averages, optimizer)
         losses, seconds_before = list(found[0].losses), found[0].seconds
@@ -237,13 +247,19 @@ def train_lora(
         if world.rank == 0:
             with disk_room(out, "the step log"), (out / STEPS_LOG).open("a") as step_log:
                 step_log.write(json.dumps(line) + "\n")
-        progress(step + 1, steps, step_loss, rate)
-        due = time.perf_counter() - checkpointed >= settings.checkpoint_every_s > 0
+        stopped: BaseException | None = None
+        try:
+            progress(step + 1, steps, step_loss, rate)
+        except BaseException as error:  # whoever stops the run finds this step done when it goes on
+            stopped = error
+        due = stopped is not None or time.perf_counter() - checkpointed >= settings.checkpoint_every_s
         if world.rank == 0 and settings.checkpoint_every_s > 0 and (due or step + 1 == steps):
             seconds = seconds_before + time.perf_counter() - started
             tensors = _state(trainable, averages, optimizer)
             save_checkpoint(out, Checkpoint(run=run, step=step + 1, seconds=seconds, losses=losses), tensors)
             checkpointed = time.perf_counter()
+        if stopped is not None:
+            raise stopped
     seconds = seconds_before + time.perf_counter() - started
 
     # Save: weights as safetensors and the config; PEFT's own save would add a model card and ask the hub.
