@@ -32,6 +32,7 @@ from faults import FAULTS, LANES, TURNS, Fault
 from streams.audit import audit
 
 RECORDS = Path(__file__).parent / "records"
+TOTALS = ("runs", "kills", "cases", "lost", "duplicates", "repeated_calls")
 
 
 def run_fault(fault: Fault, lane: Any, cases: int, seed: int) -> dict[str, Any]:
@@ -99,6 +100,12 @@ def run(faults: list[Fault], cases: int, seed: int, folder: Path) -> list[dict[s
     return sorted(lines, key=lambda line: order.index(line["name"]))
 
 
+def sum_of_records() -> dict[str, int]:
+    """Returns what all kept records come to together."""
+    totals = [json.loads(path.read_text())["totals"] for path in sorted(RECORDS.glob("*.json"))]
+    return {"records": len(totals)} | {name: sum(total[name] for total in totals) for name in TOTALS}
+
+
 COLUMNS = ("kills", "cases", "lost", "duplicates", "repeated_calls", "seconds")
 
 
@@ -134,10 +141,9 @@ def main() -> None:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         lines = run(faults, options.cases, seed, folder)
     failed = [line["name"] for line in lines if line["result"] != "ok" and not line["result"].startswith("skipped")]
-    names = ("runs", "kills", "cases", "lost", "duplicates", "repeated_calls")
     record = {
         "faults": lines,
-        "totals": {name: sum(line.get(name, 0) for line in lines) for name in names} | {"failed": failed},
+        "totals": {name: sum(line.get(name, 0) for line in lines) for name in TOTALS} | {"failed": failed},
         "seed": seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}",
@@ -155,6 +161,7 @@ def main() -> None:
         lines = [{name: value for name, value in line.items() if name not in ("logs", "events")} for line in lines]
         kept.write_text(json.dumps(record | {"faults": lines}, indent=1) + "\n")
         sys.stdout.write(f"kept in {kept.relative_to(Path.cwd()) if kept.is_relative_to(Path.cwd()) else kept}\n")
+        sys.stdout.write(f"all records there: {json.dumps(sum_of_records())}\n")
     sys.exit(1 if failed or totals["lost"] or totals["duplicates"] else 0)
 
 
