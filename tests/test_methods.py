@@ -119,16 +119,17 @@ def test_a_run_that_fails_is_told_and_the_rest_goes_on(
 def test_a_whole_benchmark_gives_tables_figures_and_a_picture(folder: Path, tmp_path: Path) -> None:
     rows = chosen(["isft", "rgt", "rgt-b"])
     said: list[str] = []
-    plan = Plan(rows, sizes=(2, 4), seeds=2, holdout=4, unseen=2)
+    plan = Plan(rows, sizes=(1, 2, 4), seeds=2, holdout=4, unseen=2)
     with pytest.raises(SettingsError, match="no finished run"):
         run_benchmark(folder, plan, jobs=1, say=said.append, report_only=True)
     report = run_benchmark(folder, plan, jobs=1, say=said.append)
-    assert len(report.runs) == len(said) == 2 * 2 * len(rows)
+    assert len(report.runs) == len(said) == 3 * 2 * len(rows)
     again = run_benchmark(folder, plan, jobs=1, say=said.append, report_only=True)
     assert (again.curves, again.runs) == (report.curves, report.runs)
     assert msgspec.json.decode(msgspec.json.encode(report), type=Report) == report
-    assert [point["seeds"] for point in report.curves["rgt"]] == [2, 2]
-    assert report.relative["score +25 %, fitted"].get("rgt") in (1.0, None)
+    assert [point["seeds"] for point in report.curves["rgt"]] == [2, 2, 2]
+    assert set(report.fits) == {"isft", "rgt"}  # no control
+    assert report.relative["score +25 %, fitted"]["rgt"] in (1.0, None)  # None: four prompts never get there
     text = markdown(report)
     assert all(METHODS[row.name].title in text for row in rows)
     plot(report, tmp_path / "methods.png")

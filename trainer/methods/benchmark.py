@@ -38,6 +38,7 @@ CONTROL_SIZES = (50, 200)
 LARGE = 200  # runs above this are dear
 SEEDS = 5
 FEW_SEEDS = 3  # of rows that sample as they learn
+MIN_SIZES = 3  # a line through two points fits whatever they are
 PASS_TARGET = 0.75  # the second yardstick: a base that passes 6 % says nothing by its +25 %
 TIE = 0.005  # normalised score; the standard error of a score over 200 prompts is about this
 
@@ -193,7 +194,9 @@ def summarise(folder: Path, world: World, results: Sequence[RunResult], failures
         grouped.setdefault(result.spec.method, {}).setdefault(result.spec.size, []).append(result)
     order = [name for name in METHODS if name in grouped]
     curves = {name: [_point(size, runs) for size, runs in sorted(grouped[name].items())] for name in order}
-    learning = {name: curve for name, curve in curves.items() if len(curve) > 1 and METHODS[name].family != "control"}
+    learning = {
+        name: curve for name, curve in curves.items() if len(curve) >= MIN_SIZES and METHODS[name].family != "control"
+    }
     target = bases["student"][0].score * (1 + GAIN)
     fits = {name: fit_log([(p["size"], p["score"]["mean"]) for p in curve]) for name, curve in learning.items()}
     needed = {
@@ -222,7 +225,11 @@ def summarise(folder: Path, world: World, results: Sequence[RunResult], failures
             what: {name: _finite(n) for name, n in relative(found, "rgt").items()} for what, found in needed.items()
         },
         by_seed=_ratios_by_seed(grouped, target),
-        differences={name: _differences(grouped[name], grouped.get("isft", {})) for name in order if name != "isft"},
+        differences={
+            name: _differences(grouped[name], grouped.get("isft", {}))
+            for name in order
+            if name != "isft" and METHODS[name].base == "student"
+        },
         failures=list(failures),
         runs=sorted(results, key=lambda r: (list(METHODS).index(r.spec.method), r.spec.size, r.spec.seed)),
     )
@@ -308,7 +315,7 @@ def _ratios_by_seed(grouped: dict[str, dict[int, list[RunResult]]], target: floa
         if METHODS[name].family == "control":
             continue
         seeds = set.intersection(*({r.spec.seed for r in runs} for runs in by_size.values()))
-        for seed in sorted(seeds) if len(by_size) > 1 else []:
+        for seed in sorted(seeds) if len(by_size) >= MIN_SIZES else []:
             curve = [(size, r.seen.score) for size, runs in by_size.items() for r in runs if r.spec.seed == seed]
             needed.setdefault(name, {})[seed] = prompts_needed(fit_log(curve), target)
     rgt = needed.get("rgt", {})

@@ -10,7 +10,12 @@ from schemas.errors import SetupError
 from trainer.methods.benchmark import Report
 from trainer.methods.table import METHODS
 
-WIDTH, HEIGHT, DPI = 17.0, 10.0, 100
+WIDTH, HEIGHT, DPI = 17.0, 10.0, 80
+# One color a method in every panel, in the table's order.
+COLORS = (
+    "tab:blue", "tab:olive", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:cyan",
+    "tab:orange", "black", "navy",
+)  # fmt: skip
 
 
 def plot(report: Report, path: Path) -> None:
@@ -58,14 +63,19 @@ def _curves(
         xs = [point[against] for point in points]
         means = [100 * point[what]["mean"] for point in points]
         halves = [100 * (point[what]["half"] or 0.0) for point in points]
-        (line,) = axis.plot(xs, means, marker="o", markersize=4, label=METHODS[name].title)
+        color = COLORS[list(METHODS).index(name) % len(COLORS)]
+        axis.plot(xs, means, marker="o", markersize=4, label=METHODS[name].title, color=color)
         lows = [mean - half for mean, half in zip(means, halves, strict=True)]
         highs = [mean + half for mean, half in zip(means, halves, strict=True)]
-        axis.fill_between(xs, lows, highs, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.fill_between(xs, lows, highs, color=color, alpha=0.12, linewidth=0)
     if base is not None:
         axis.axhline(100 * base, color="grey", linestyle=":", label="base, untrained")
     axis.set(xscale="log", ylim=(0, 100), title=title, ylabel="pass, %")
     axis.set_xlabel("judge calls" if against == "judge_calls" else "unique prompts")
+    if against == "size":
+        sizes = sorted({point["size"] for name in names for point in report.curves[name]})
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
     axis.grid(alpha=0.3)
     if names:
         axis.legend(fontsize=8, loc="lower right")

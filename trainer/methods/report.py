@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.methods.benchmark import Report
+from trainer.methods.curves import GRID
 from trainer.methods.table import METHODS
 
 
@@ -70,15 +71,16 @@ def _costs(report: Report, names: Sequence[str]) -> str:
 def _needed(report: Report, names: Sequence[str]) -> str:
     heads = [f"{what}{suffix}" for what in report.needed for suffix in ("", ", x RGT")]
     rows = []
-    for name in names:
+    for name in (name for name in names if name in report.fits):
         row = [METHODS[name].title]
         for what, found in report.needed.items():
             ratio = report.relative[what].get(name)
-            row += [_count(found, name), "-" if ratio is None else f"{ratio:.2f}"]
+            told = "-" if ratio is None or "at most" in _count(found, "rgt") else f"{ratio:.2f}"
+            row += [_count(found, name), told]
         seeds = sorted(report.by_seed.get(name, []))
         row.append(f"{seeds[0]:.2f} to {seeds[-1]:.2f} ({len(seeds)})" if seeds else "-")
-        fit = report.fits.get(name)
-        rows.append([*row, f"{fit['a']:.3f} + {fit['b']:.4f}·ln n, R² {fit['r2']:.2f}" if fit else "-"])
+        fit = report.fits[name]
+        rows.append([*row, f"{fit['a']:.3f} + {fit['b']:.4f}·ln n, R² {fit['r2']:.2f}"])
     return _table(["method", *heads, "fitted x RGT by seed", "fit"], rows)
 
 
@@ -86,7 +88,11 @@ def _count(found: dict[str, float | None], name: str) -> str:
     if name not in found:
         return "-"
     count = found[name]
-    return "not reached" if count is None else f"{count:,.1f}" if count < 100 else f"{count:,.0f}"
+    if count is None:
+        return "not reached"
+    if count <= GRID[0]:  # only a fitted curve starts this high
+        return f"at most {count:.0f}"
+    return f"{count:,.1f}" if count < 100 else f"{count:,.0f}"
 
 
 def _differences(report: Report, names: Sequence[str]) -> str:
