@@ -59,7 +59,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
 
     1. poll; partitions whose buffer is full are paused, so the poll keeps the group membership alive and no more
     2. produce what is due, and wait for the confirmation
-    3. commit behind it, in offset order per partition
+    3. commit behind it, in offset order per partition; where that fails, next time, without producing it again
     """
     cluster = cluster_id(settings)
     delays_s = {settings.topic(retry_topic(s)): s for s in settings.worker.retry_delays_s}
@@ -76,15 +76,15 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
     )
     watchdog = Watchdog(settings, [Membership(settings.topic("retries"), client_name("retries"), topics)]).start()
     waiting: dict[Any, deque[tuple[int, float, Hop]]] = {}  # offset, when due on the monotonic clock, where to
-    assigned = _Assigned()
+    positions = _Positions(consumer)
     try:
-        subscribe(consumer, topics, assigned)
+        subscribe(consumer, topics, positions)
         announced = False
         while not stop.is_set():
             watchdog.check()
             # 1.
             polled = consumer.poll(timeout_ms=200)
-            fresh = assigned.seek_to_commits(consumer)
+            fresh = positions.settle()
             for tp in fresh | (waiting.keys() - consumer.assignment()):
                 waiting.pop(tp, None)
             for tp in polled.keys() - fresh:
@@ -100,21 +100,22 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
             for tp in consumer.assignment():
                 full = len(waiting.get(tp, ())) >= _BUFFER_RECORDS
                 (consumer.pause if full else consumer.resume)(tp)
-            # 2. 3.
-            for tp, queue in list(waiting.items()):
-                _return_due(consumer, producer, settings, tp, queue)
+            # 2.
+            for tp, queue in waiting.items():
+                if (offset := _return_due(producer, settings, tp, queue)) is not None:
+                    positions.returned[tp] = offset
+            # 3.
+            positions.commit()
     finally:
         watchdog.stop()
         consumer.close()
         producer.close(timeout=5)
 
 
-def _return_due(
-    consumer: Any, producer: Any, settings: Settings, tp: Any, queue: deque[tuple[int, float, Hop]]
-) -> None:
-    """Produces the cases at the head of a partition whose time has come.
+def _return_due(producer: Any, settings: Settings, tp: Any, queue: deque[tuple[int, float, Hop]]) -> int | None:
+    """Produces the cases at the head of a partition whose time has come; returns the offset behind them.
 
-    All wait equally long on one topic, so the head is the first to be due.
+    All wait equally long on one topic, so the head is the first to be due. None where nothing was due or confirmed.
     """
     now, sent = time.monotonic(), []
     for offset, due, hop in queue:
@@ -124,28 +125,32 @@ def _return_due(
         future = producer.send(settings.topic(hop.topic), key=case.case_id.encode(), value=encode_case(case))
         sent.append((offset, future))
     if not sent:
-        return
+        return None
     try:
         producer.flush()
         for _, future in sent:
             future.get(timeout=30)
-        crash_point("retries.after_produce")
-        consumer.commit({tp: OffsetAndMetadata(sent[-1][0] + 1, "", -1)})
     except KafkaError as error:
         log.warning("retries: %s not confirmed (%s); tried again", tp.topic, type(error).__name__)
-        return
+        return None
+    crash_point("retries.after_produce")
     for _ in sent:
         queue.popleft()
+    return sent[-1][0] + 1
 
 
-class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Partitions that were assigned and must be read from their commit.
+class _Positions(ConsumerRebalanceListener):  # type: ignore[misc]
+    """How far each partition is returned, committed, and read.
 
     kafka-python keeps the position of a partition that stays with its owner in a rebalance: without a seek, what was
-    read before and not yet returned would be passed over. Callbacks come on the client's own thread: they take notes.
+    read before and not yet returned would be passed over. Callbacks come on the client's own thread: they take notes,
+    `settle` acts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, consumer: Any) -> None:
+        self.returned: dict[Any, int] = {}  # the offset behind what this process has produced, through all rebalances
+        self._committed: dict[Any, int] = {}
+        self._consumer = consumer
         self._new: deque[Any] = deque()
 
     def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
@@ -155,21 +160,36 @@ class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
         """Notes them."""
         self._new.extend(assigned)
 
-    def seek_to_commits(self, consumer: Any) -> set[Any]:
-        """Returns the partitions assigned since the last time; what was read of them before must be dropped.
+    def settle(self) -> set[Any]:
+        """Seeks what was assigned since the last time to where it goes on; what was read of it before is to be dropped.
 
-        One whose commit cannot be asked for now is returned again the next time.
+        That is its commit, or behind what this process has returned and could not commit. A partition whose commit
+        cannot be asked for now is returned again the next time.
         """
         fresh = set(self._new)
         while self._new:
             tp = self._new[0]
             fresh.add(tp)
             try:
-                if tp in consumer.assignment():
-                    committed = consumer.committed(tp)
-                    consumer.seek(tp, consumer.beginning_offsets([tp])[tp] if committed is None else committed)
+                if tp in self._consumer.assignment():
+                    committed = self._consumer.committed(tp)
+                    start = self._consumer.beginning_offsets([tp])[tp] if committed is None else committed
+                    self._committed[tp] = start
+                    self._consumer.seek(tp, max(start, self.returned.get(tp, 0)))
             except KafkaError as error:
                 log.warning("retries: no position of %s[%d] yet (%s)", tp.topic, tp.partition, type(error).__name__)
                 break
             self._new.popleft()
         return fresh
+
+    def commit(self) -> None:
+        """Commits what was returned of the partitions that are ours and settled."""
+        mine = self._consumer.assignment() - set(self._new)
+        behind = {tp: at for tp, at in self.returned.items() if tp in mine and at > self._committed.get(tp, -1)}
+        if not behind:
+            return
+        try:
+            self._consumer.commit({tp: OffsetAndMetadata(at, "", -1) for tp, at in behind.items()})
+            self._committed |= behind
+        except KafkaError as error:
+            log.debug("retries: not committed (%s); tried again", type(error).__name__)
