@@ -21,6 +21,7 @@ import torch
 from schemas.errors import GoldstreamError, SettingsError
 from trainer.methods.curves import (
     GAIN,
+    GRID,
     Interval,
     crossing,
     fit_log,
@@ -321,7 +322,9 @@ def _ratios_by_seed(grouped: dict[str, dict[int, list[RunResult]]], target: floa
     rgt = needed.get("rgt", {})
     return {
         name: [
-            n / rgt[seed] for seed, n in found.items() if seed in rgt and math.isfinite(n) and math.isfinite(rgt[seed])
+            n / rgt[seed]
+            for seed, n in found.items()
+            if seed in rgt and math.isfinite(n) and GRID[0] < rgt[seed] < math.inf
         ]
         for name, found in needed.items()
     }

@@ -90,8 +90,11 @@ def prompts_needed(fit: LogFit, target: float) -> float:
 
 
 def relative(needed: Mapping[str, float], to: str) -> dict[str, float]:
-    """Returns each method's prompts as a multiple of `to`'s; nan where neither is finite."""
-    if to not in needed:
+    """Returns each method's prompts as a multiple of `to`'s; nan where neither is finite.
+
+    Empty where `to`'s curve starts above the target: "at most one prompt" is no yardstick.
+    """
+    if needed.get(to, 0.0) <= GRID[0]:
         return {}
     return {
         name: math.nan if math.isinf(n) and math.isinf(needed[to]) else n / needed[to] for name, n in needed.items()
