@@ -27,7 +27,7 @@ def plot(report: Report, path: Path) -> None:
         from matplotlib import pyplot
     except ImportError as error:
         raise SetupError(
-            "the plot needs matplotlib, which is not installed: pip install -c deploy/constraints.txt -e '.[bench]'. "
+            "the plot needs matplotlib, which is not installed: pip install -c deploy/constraints.txt -e '.[dev]'. "
             "The table and --json need nothing more."
         ) from error
     figure, axes = pyplot.subplots(2, 3, figsize=(WIDTH, HEIGHT), layout="constrained")
