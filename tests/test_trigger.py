@@ -228,7 +228,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_own_gold_under_its_own_name(
     assert report is not None
     (manifest,) = list_adapters(settings.adapters, "toy")
     assert (report.version, manifest.version, manifest.watermark) == (left.name, left.name, {0: 8})
-    assert (manifest.training["steps"], manifest.training["resumed_at"]) == (30, 11)  # the step it was stopped at is done
+    assert (manifest.training["steps"], manifest.training["resumed_at"]) == (30, 11)  # the eleventh was done
     assert "goes on; newer gold waits" in caplog.text
     assert list((settings.state / "trainer/runs/toy").iterdir()) == []
 
