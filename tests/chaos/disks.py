@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,12 +62,12 @@ def read_only(lane: Lane, cases: int) -> str:
     """The file system under the sink turns read-only; it says so and waits, and goes on once it is writable."""
     lane.feed(cases)
     lane.sleep(2)
-    _remount(lane.settings.gold, "ro")
+    remount(lane.settings.gold, "ro")
     try:
         said = _refused(lane, "Read-only file system")
         lane.sleep(3)
     finally:
-        _remount(lane.settings.gold, "rw")
+        remount(lane.settings.gold, "rw")
     return "" if said else "the sink did not say that the file system is read-only"
 
 
@@ -74,8 +75,12 @@ def _refused(lane: Lane, words: str) -> bool:
     return lane.wait_for(lambda: words in refusals(lane.log_text("sink")), 30)
 
 
-def _remount(path: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", str(path)], check=True, capture_output=True)
+def remount(path: Path, how: str, limit_s: float = 10.0) -> None:
+    """Makes a file system "ro" or "rw"; waits for files that are open for writing, which forbid "ro"."""
+    deadline = time.monotonic() + limit_s
+    command = ["mount", "-o", f"remount,{how}", str(path)]
+    while subprocess.run(command, check=time.monotonic() > deadline, capture_output=True).returncode:
+        time.sleep(0.02)
 
 
 def fill(path: Path) -> None:

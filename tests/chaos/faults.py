@@ -123,6 +123,7 @@ FAULTS = [
     Fault("trainer-killed", training.trainer_killed, "trainer", 0.2),
     Fault("trainer-at-every-point", training.trainer_at_every_point, "trainer", 0.2),
     Fault("registry-disk-full", training.registry_full, "trainer", 0.2),
+    Fault("registry-read-only", training.registry_read_only, "trainer", 0.2),
     Fault("two-trainers", training.two_trainers, "trainer", 0.2),
     Fault("rollout-before-record", training.rollout_crashed("rollout.before_record:1"), "trainer", 0.2),
     Fault("rollout-after-record", training.rollout_crashed("rollout.after_record:1"), "trainer", 0.2),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from disks import fill, mounted
+from disks import fill, mounted, remount
 from factory import CONFIG, Broker, Lane
 from tiny import make_tiny_model
 
@@ -107,6 +107,20 @@ def registry_full(lane: Lane, cases: int) -> str:
     filler.unlink()
     lane.kill("trainer")  # its own next try would come after a minute
     return _sound(lane, before + 1) if said else "the trainer did not say that the disk is full"
+
+
+def registry_read_only(lane: Lane, cases: int) -> str:
+    """The registry's file system turns read-only: the trainer says so, and publishes once it is writable."""
+    before = len(_versions(lane))
+    lane.kill("rollout")  # its lease is a file open for writing
+    remount(lane.settings.adapters, "ro")
+    try:
+        lane.feed(cases)
+        said = lane.wait_for(lambda: "Read-only file system" in lane.log_text("trainer"), RUN_LIMIT_S)
+    finally:
+        remount(lane.settings.adapters, "rw")
+    lane.kill("trainer")  # its own next try would come after a minute
+    return _sound(lane, before + 1) if said else "the trainer did not say that the file system is read-only"
 
 
 def rollout_crashed(point: str) -> Callable[[Lane, int], str]:
