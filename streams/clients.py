@@ -14,6 +14,7 @@ from schemas.settings import Settings
 
 # A consumer that joined its group before a topic's metadata arrived holds no partition of it until the next refresh.
 METADATA_MAX_AGE_MS = 5_000
+JOIN_MS = 2_000  # beside the poll's own time
 
 
 def make_consumer(settings: Settings, group: str | None = None, **options: Any) -> Any:
@@ -37,17 +38,24 @@ class _Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python carries no
 
     One that is over just after poll's time was up is never looked at again by kafka-python 3.0.12: its answer to
     "must I join again?" rests on metadata that the assignment itself has updated. The consumer then sends no
-    heartbeat, falls out of its group and stays out, seen at one start in ten and 38 of 40 with polls of 3 ms.
+    heartbeat, falls out of its group and stays out, seen at one start in ten and 38 of 40 with polls of 3 ms. A
+    second join may end unseen like the first, on a busy machine again and again: a poll waits for it.
     """
 
-    def poll(self, *arguments: Any, **options: Any) -> Any:
-        """Fetches records, and joins again where a join has ended unseen."""
-        records = super().poll(*arguments, **options)
-        coordinator = self._coordinator
-        joining = getattr(coordinator, "_join_task", None)  # forgotten by kafka-python once it has been looked at
+    def poll(self, timeout_ms: float = 0, *arguments: Any, **options: Any) -> Any:
+        """Fetches records; waits for a join under way, and joins again where one has ended unseen."""
+        records = super().poll(timeout_ms, *arguments, **options)
+        joining = self._joining()
+        if not records and joining is not None and not joining.is_done:
+            records = super().poll(max(timeout_ms, JOIN_MS), *arguments, **options)
+            joining = self._joining()
         if joining is not None and joining.is_done:
-            coordinator.request_rejoin()
+            self._coordinator.request_rejoin()
         return records
+
+    def _joining(self) -> Any:
+        """Returns the join that kafka-python has begun and not yet looked at, None where there is none."""
+        return getattr(self._coordinator, "_join_task", None)
 
 
 def subscribe(consumer: Any, topics: Sequence[str], listener: Any, wait_s: float = 5.0) -> None:
