@@ -24,11 +24,11 @@ from schemas.case import Source
 from schemas.errors import BrokerError
 from schemas.gold import current_watermark
 from schemas.settings import Settings
+from schemas.tables import print_table
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, PROMPTS, REFINE, STAGE_INPUT
 from streams.gold import open_gold
 from streams.intake import began
 from streams.lookup import Range, make_reader, read_ranges, read_scattered
-from streams.tables import print_table
 from streams.topics import cluster_id, connect_admin
 
 # So near to where intake began, a record's own clock cannot tell whether intake began before or after it.

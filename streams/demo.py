@@ -21,13 +21,13 @@ import msgspec
 from schemas.adapters import AdapterManifest, GateReport, read_manifest
 from schemas.errors import AdapterError, GoldstreamError
 from schemas.settings import Settings, load_settings
+from schemas.tables import print_table
 from schemas.topics import ADAPTERS
 from streams.broker import start_broker, stop_broker
 from streams.follow import Follower
 from streams.gold import query
 from streams.serving import Serving
 from streams.supervisor import Supervisor
-from streams.tables import print_table
 from streams.topics import create_topics, ensure_source_topic
 from streams.traffic import TOPIC
 

@@ -18,6 +18,7 @@ from kafka.errors import KafkaError
 from schemas.case import DEAD_REASONS, Case, Stage, decode_case, encode_case
 from schemas.errors import BrokerError, GoldError, SettingsError
 from schemas.settings import Settings
+from schemas.tables import printable
 from schemas.topics import OUTCOMES, PROMPTS, STAGE_INPUT
 from streams.audit import moving_cases
 from streams.clients import make_producer
@@ -26,7 +27,6 @@ from streams.intake import admit
 from streams.lookup import make_reader, read_records
 from streams.stage import Hop
 from streams.story import tell
-from streams.tables import printable
 from streams.topics import cluster_id, connect_admin
 
 _SHOWN = 4000  # characters of a record

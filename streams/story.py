@@ -13,10 +13,10 @@ from kafka import TopicPartition
 from schemas.case import Case, decode_case, encode_case
 from schemas.errors import RecordError
 from schemas.settings import Settings
+from schemas.tables import printable
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, PROMPTS, REFINE, retry_topic
 from streams.clients import make_consumer
 from streams.gold import story as gold_story
-from streams.tables import printable
 
 REDRIVABLE = ("dead", "unresolved")  # these may be on their way again at a higher epoch
 

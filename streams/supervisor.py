@@ -6,7 +6,6 @@ Each child is one `goldstream COMMAND` with the same settings; its output goes t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from schemas.errors import GoldstreamError
+from schemas.process import NAME, ready_file
 from schemas.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -59,14 +59,14 @@ class Child:
     def ready(self) -> bool:
         """Tells whether the present process has announced that it is working."""
         try:
-            return self.process is not None and int(_ready_file(self._state, self.name).read_text()) == self.process.pid
+            return self.process is not None and int(ready_file(self._state, self.name).read_text()) == self.process.pid
         except (OSError, ValueError):
             return False
 
     def start(self) -> None:
         """Starts the process."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"GOLDSTREAM_PROCESS": self.name, "PYTHONUNBUFFERED": "1"} | self.environment
+        environment = os.environ | {NAME: self.name, "PYTHONUNBUFFERED": "1"} | self.environment
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
                 self._command,
@@ -125,7 +125,7 @@ class Supervisor:
 
     def __enter__(self) -> Supervisor:
         for child in self.children:
-            _ready_file(self._state, child.name).unlink(missing_ok=True)
+            ready_file(self._state, child.name).unlink(missing_ok=True)
             child.start()
         return self
 
@@ -174,28 +174,6 @@ class Supervisor:
                 child.process.kill()
                 child.process.wait(10)
             child.process = None
-
-
-def end_with_parent() -> None:
-    """Makes a supervised process end when its supervisor is killed: nobody would restart or stop it any more."""
-    if "GOLDSTREAM_PROCESS" in os.environ and sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def announce_ready(settings: Settings) -> None:
-    """Tells the supervisor, if there is one, that this process is working."""
-    name = os.environ.get("GOLDSTREAM_PROCESS")
-    if name:
-        path = _ready_file(settings.state, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temp = path.with_suffix(f".{os.getpid()}")
-        temp.write_text(str(os.getpid()))
-        temp.replace(path)
-
-
-def _ready_file(state: Path, name: str) -> Path:
-    return state / "run" / f"{name}.ready"
 
 
 def _memory_bytes(pid: int) -> int:

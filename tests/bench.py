@@ -24,10 +24,11 @@ from pipeline import openai_record, outcomes, produce
 
 from agents.models import Completion, Models
 from schemas.case import Message, Violation
+from schemas.process import announce_ready
 from schemas.settings import Settings, load_settings
+from schemas.tables import print_table
 from streams.broker import start_broker, stop_broker
-from streams.supervisor import Supervisor, announce_ready
-from streams.tables import print_table
+from streams.supervisor import Supervisor
 from streams.topics import create_topics, ensure_source_topic
 
 CONFIG = """
@@ -87,7 +88,7 @@ class InstantModels(Models):
 
 def run_instant_worker(settings: Settings) -> None:
     """The worker process of the benchmark."""
-    from streams.supervisor import end_with_parent
+    from schemas.process import end_with_parent
     from streams.worker import run_worker
 
     end_with_parent()

@@ -19,9 +19,9 @@ from schemas.chat import strategy_text
 from schemas.errors import GoldError
 from schemas.gold import landing_folder
 from schemas.outcomes import OUTCOME_SCHEMA, outcome_row, outcome_table, row_strategy
+from schemas.tables import cell_text, print_table, to_json
 from streams.gold import VIEWS, open_gold, query, stats, story
 from streams.landing import LandingChain
-from streams.tables import cell_text, print_table, to_json
 
 VIEW_NAMES = ["outcomes", "gold", "rgt_pairs", "unresolved", "dead", "holdout", "acceptance", "violations", "cost"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from streams.logs import Seldom
+from schemas.logs import Seldom
 
 
 def test_a_library_says_the_same_thing_twice_a_minute_and_we_whenever_we_like() -> None:

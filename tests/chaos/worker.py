@@ -113,8 +113,8 @@ def main() -> None:
     options = parser.parse_args()
     settings = load_settings(options.config, options.set, environ={})
     # Imported late: a worker that is told to stop while it imports Faust should just end.
+    from schemas.process import announce_ready, end_with_parent
     from streams import worker
-    from streams.supervisor import announce_ready, end_with_parent
 
     session_s = float(os.environ.get("CHAOS_SESSION_S", "0"))
     if session_s:

@@ -35,31 +35,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_jso
     console.print(table)
 
 
-def print_stats(found: dict[str, Any]) -> None:
-    """Prints what streams.gold.stats returns: one small table per question, none for a question without an answer."""
-    gold = found["gold"]
-    print_table(
-        ["cases", "gold", "corrected", "with strategy", "duplicates"],
-        [[found["cases"], gold["rows"], gold["corrected"], gold["with_strategy"], found["duplicates"]]],
-        as_json=False,
-    )
-    tables = {
-        "How cases ended": ("outcome", found["outcomes"]),
-        "Rounds that gold needed": ("rounds", found["rounds"]),
-        "Violations by rule, all rounds": ("rule", found["violations"]),
-        "Dead, by reason": ("reason", found["dead"]),
-        "Dropped, by reason": ("reason", found["dropped"]),
-    }
-    for title, (name, counts) in tables.items():
-        if counts:
-            print_table([name, "cases"], list(counts.items()), as_json=False, title=title)
-    if found["first_attempt"]:
-        rows = found["first_attempt"]
-        print_table(list(rows[0]), [list(row.values()) for row in rows], as_json=False, title="First attempts")
-    spend = {name: value for name, value in found["spend"].items() if value is not None}
-    print_table(list(spend), [list(spend.values())], as_json=False, title="Spend")
-
-
 def to_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Returns rows as a JSON array of objects; of columns that share a name, later ones are numbered."""
     names: list[str] = []

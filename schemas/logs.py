@@ -1,6 +1,6 @@
 """How a process of ours logs: one line each to standard error, and what repeats itself only now and then.
 
-goldstream.py calls it. GOLDSTREAM_LOG and GOLDSTREAM_LOG_LIBRARIES set the levels.
+Every command that runs on calls it. GOLDSTREAM_LOG and GOLDSTREAM_LOG_LIBRARIES set the levels.
 """
 
 from __future__ import annotations

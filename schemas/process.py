@@ -1,0 +1,42 @@
+"""A process of ours and the one that started it: it ends with its parent, and says when it is working."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+from schemas.settings import Settings
+
+NAME = "GOLDSTREAM_PROCESS"  # in the environment of a supervised process
+
+
+def end_with_parent() -> None:
+    """Makes a supervised process end when its supervisor is killed: nobody would restart or stop it any more."""
+    if NAME in os.environ:
+        signal_at_parents_death(signal.SIGTERM)
+
+
+def signal_at_parents_death(number: int) -> None:
+    """Has the kernel send this process a signal when the thread that started it ends. Nothing outside Linux."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
+def announce_ready(settings: Settings) -> None:
+    """Tells the supervisor, if there is one, that this process is working."""
+    name = os.environ.get(NAME)
+    if name:
+        path = ready_file(settings.state, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = path.with_suffix(f".{os.getpid()}")
+        temp.write_text(str(os.getpid()))
+        temp.replace(path)
+
+
+def ready_file(state: Path, name: str) -> Path:
+    """Returns where a supervised process writes its id once it is working."""
+    return state / "run" / f"{name}.ready"
