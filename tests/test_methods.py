@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from schemas.errors import SettingsError, TrainingError
 from trainer.methods import factory, supervised, table
-from trainer.methods.benchmark import Plan, Report, best_trial, run_benchmark
+from trainer.methods.benchmark import Plan, Report, best_trial, restore_runs, run_benchmark
 from trainer.methods.curves import crossing, fit_log, mean_interval, prompts_needed, relative
 from trainer.methods.factory import Produced, Stream, produce
 from trainer.methods.learner import Learner, Row, load_model, trained_logprobs
@@ -134,6 +134,23 @@ def test_a_whole_benchmark_gives_tables_figures_and_a_picture(folder: Path, tmp_
     assert all(METHODS[row.name].title in text for row in rows)
     plot(report, tmp_path / "methods.png")
     assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_runs_are_taken_from_an_earlier_report(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "models", tmp_path / "new" / "models")
+    plan = Plan(chosen(["isft"]), sizes=(2,), seeds=1, holdout=2, unseen=2)
+    report = run_benchmark(folder, plan, jobs=1, say=lambda line: None)
+    old = msgspec.structs.replace(report.runs[0], spec=msgspec.structs.replace(report.runs[0].spec, protocol=0))
+    (tmp_path / "report.json").write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(report, runs=[*report.runs, old]))
+    )
+    assert restore_runs(tmp_path / "new", tmp_path / "report.json") == 1  # not the one of another protocol
+    assert restore_runs(tmp_path / "new", tmp_path / "report.json") == 0
+    again = run_benchmark(tmp_path / "new", plan, jobs=1, say=lambda line: None, report_only=True)
+    assert again.runs == report.runs
+    (tmp_path / "report.json").write_text('{"task": 1}')
+    with pytest.raises(SettingsError, match="no report"):
+        restore_runs(tmp_path, tmp_path / "report.json")
 
 
 def test_the_sft_family_runs_first_and_on_policy_rows_have_fewer_seeds() -> None:

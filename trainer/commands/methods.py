@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every run's figures to this file.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="The PNG. Default: methods.png in --folder")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path(".goldstream/methods"), show_default=True)
+@click.option(
+    "--from", "earlier", type=click.Path(path_type=Path), help="Take finished runs of an earlier --json FILE."
+)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, one thread each.")
 @click.option("--quick", is_flag=True, help="Two tiny sizes, one seed: does everything run? Proves nothing.")
 @click.option("--tune", is_flag=True, help="Try learning rates and epochs on validation prompts instead.")
@@ -34,6 +37,7 @@ def methods(
     json_path: Path | None,
     plot_path: Path | None,
     folder: Path,
+    earlier: Path | None,
     jobs: int,
     quick: bool,
     tune: bool,
@@ -42,12 +46,14 @@ def methods(
     """Compare SFT, iSFT, RGT, iw-SFT, RL and distillation on one small base. Resumes what is in --folder."""
     import msgspec
 
-    from trainer.methods.benchmark import QUICK, Plan, run_benchmark
+    from trainer.methods.benchmark import QUICK, Plan, restore_runs, run_benchmark
     from trainer.methods.benchmark import tune as try_all
     from trainer.methods.plot import plot
     from trainer.methods.report import markdown
     from trainer.methods.table import chosen
 
+    if earlier is not None:
+        click.echo(f"{restore_runs(folder, earlier)} finished runs taken from {earlier}")
     rows = chosen([name for name in only.split(",") if name])
     if tune:
         for name, tuned in try_all(folder, jobs=jobs, say=click.echo, task=task).items():

@@ -29,7 +29,7 @@ from trainer.methods.curves import (
     prompts_needed,
     relative,
 )
-from trainer.methods.runs import RunResult, RunSpec, Score, base_scores, is_done, run_once
+from trainer.methods.runs import RunResult, RunSpec, Score, base_scores, is_done, restore, run_once
 from trainer.methods.table import METHODS, TUNED, TUNINGS, Method, Tuned
 from trainer.methods.teacher import make_models
 from trainer.methods.world import ROOT, World, world_of
@@ -140,6 +140,18 @@ def run_benchmark(folder: Path, plan: Plan, *, jobs: int, say: Say, report_only:
             results.append(result)
             say(f"{head}: {_figures(result)}")
     return summarise(folder, world, results, failures)
+
+
+def restore_runs(folder: Path, path: Path) -> int:
+    """Puts the finished runs of an earlier report's JSON into the folder; returns how many were not there.
+
+    Raises SettingsError for a file that is no report.
+    """
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=Report)
+    except (OSError, msgspec.DecodeError) as error:
+        raise SettingsError(f"{path} is no report of `goldstream methods --json`: {error}") from error
+    return restore(folder, report.runs)
 
 
 def tune(folder: Path, *, jobs: int, say: Say, task: str = "scribe") -> dict[str, Tuned]:

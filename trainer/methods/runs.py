@@ -101,11 +101,28 @@ def run_once(folder: Path, spec: RunSpec, world: World, revision: str = "") -> R
             if not path.exists():
                 at = datetime.now(UTC).isoformat(timespec="seconds")
                 result = msgspec.structs.replace(_run(folder, spec, world), revision=revision, at=at)
-                unfinished = path.with_suffix(f".{os.getpid()}")
-                unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
-                os.replace(unfinished, path)
+                _write(folder, result)
         (folder / "runs" / f"{spec.key()}.lock").unlink(missing_ok=True)
     return msgspec.json.decode(path.read_bytes(), type=RunResult)
+
+
+def restore(folder: Path, results: Sequence[RunResult]) -> int:
+    """Puts finished runs of an earlier report into the folder, and returns how many were not there.
+
+    A run made under another protocol is left out: its figures are not those the same settings would give now.
+    """
+    missing = [r for r in results if r.spec.protocol == PROTOCOL and not is_done(folder, r.spec)]
+    for result in missing:
+        _write(folder, result)
+    return len(missing)
+
+
+def _write(folder: Path, result: RunResult) -> None:
+    path = folder / "runs" / f"{result.spec.key()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+    os.replace(unfinished, path)
 
 
 def _run(folder: Path, spec: RunSpec, world: World) -> RunResult:

@@ -1,0 +1,18 @@
+"""Every setting, typed and described, in one place: a file for each of those it belongs to.
+
+Precedence: command-line flag (`--set a.b=c`), environment (GOLDSTREAM_A__B=c), goldstream.toml,
+default. An unknown key is an error. Loaded once by a command and passed down.
+"""
+
+from schemas.settings.load import load_settings
+from schemas.settings.models import LocalModel, Model
+from schemas.settings.root import Settings, Task
+from schemas.settings.rubric import Rubric, Rule
+from schemas.settings.section import ROLES, TASK_NAME, Role
+from schemas.settings.streams import Intake, Kafka, Sink, Worker
+from schemas.settings.training import Gate, Rollout, Trainer, Webhook
+
+__all__ = [
+    "ROLES", "TASK_NAME", "Gate", "Intake", "Kafka", "LocalModel", "Model", "Role", "Rollout", "Rubric", "Rule",
+    "Settings", "Sink", "Task", "Trainer", "Webhook", "Worker", "load_settings",
+]  # fmt: skip

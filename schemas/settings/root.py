@@ -1,0 +1,90 @@
+"""All of goldstream.toml, and one task of it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.errors import SettingsError
+from schemas.settings.models import LocalModel, Model
+from schemas.settings.rubric import Rubric
+from schemas.settings.section import Role, Section, Share
+from schemas.settings.streams import Intake, Kafka, Sink, Worker
+from schemas.settings.training import Gate, Rollout, Trainer, Webhook
+
+
+class Task(Section, frozen=True):
+    """One job the product's model does, with who attempts, judges and repairs it."""
+
+    topics: tuple[str, ...]
+    sample: Share = 1.0
+    first_attempt: Literal["student", "production"] = "student"
+    max_rounds: Annotated[int, Meta(ge=0)] = 3
+    rubric: Rubric = Rubric()
+    student: Model = Model()
+    judge: Model = Model()
+    refiner: Model = Model()
+    strategist: Model = Model()
+    trainer: Trainer = Trainer()
+    gate: Gate = Gate()
+    rollout: Rollout = Rollout()
+
+    def model(self, role: Role) -> Model:
+        """Returns the model settings of a role."""
+        chosen: Model = getattr(self, role)
+        return chosen
+
+
+class Settings(Section, frozen=True):
+    """All of goldstream.toml."""
+
+    state_dir: str = ".goldstream"
+    kafka: Kafka = Kafka()
+    intake: Intake = Intake()
+    worker: Worker = Worker()
+    sink: Sink = Sink()
+    webhook: Webhook = Webhook()
+    local: dict[str, LocalModel] = {}
+    tasks: dict[str, Task] = {}
+
+    @property
+    def state(self) -> Path:
+        """The folder that holds everything Goldstream keeps on disk."""
+        return Path(self.state_dir)
+
+    @property
+    def gold(self) -> Path:
+        """The gold set's folder."""
+        return self.state / "gold"
+
+    @property
+    def adapters(self) -> Path:
+        """The adapter registry's folder."""
+        return self.state / "adapters"
+
+    def topic(self, name: str) -> str:
+        """Returns the full name of one of our own topics."""
+        return self.kafka.topic_prefix + name
+
+    def task(self, name: str) -> Task:
+        """Returns a task's settings; raises SettingsError for one that is not configured."""
+        if name not in self.tasks:
+            known = ", ".join(sorted(self.tasks)) or "none"
+            raise SettingsError(f"task {name!r} is not configured; known: {known}. Add [tasks.{name}] to the settings.")
+        return self.tasks[name]
+
+    def task_of_topic(self, topic: str) -> str | None:
+        """Returns the first task that reads this source topic."""
+        return next((name for name, task in self.tasks.items() if topic in task.topics), None)
+
+    def source_topics(self) -> list[str]:
+        """Returns the product's log topics, in the order of the tasks."""
+        return list(dict.fromkeys(topic for task in self.tasks.values() for topic in task.topics))
+
+    def pipeline_version(self, task: str) -> str:
+        """Returns a short hash of everything that decides what happens to a case of this task."""
+        return hashlib.sha256(msgspec.json.encode(self.tasks[task])).hexdigest()[:12]
