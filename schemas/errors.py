@@ -18,6 +18,7 @@
     │   ├── ChainBroken                       landing files with a gap, an overlap or a bad footer
     │   └── Fenced                            another sink wrote this range first
     ├── AdapterError (ValueError)             an adapter that must not be loaded
+    ├── Overtaken (RuntimeError)              somebody promoted since; what was decided rests on an older log
     └── TrainingError (RuntimeError)          nothing to train on, a case beyond the context
 
 Every message says what, which one, what was found, what was expected and the next step.
@@ -127,6 +128,10 @@ class Fenced(GoldError):
 
 class AdapterError(GoldstreamError, ValueError):
     """An adapter that must not be loaded: pickle, NaN, wrong base, changed hash, missing file."""
+
+
+class Overtaken(GoldstreamError, RuntimeError):
+    """A promotion that rests on an older promotion log than there is now: somebody decided meanwhile."""
 
 
 class TrainingError(GoldstreamError, RuntimeError):

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from safetensors import safe_open
 from toys import STRATEGY, TOY, a_case
 
 from schemas.case import Case
@@ -23,6 +24,7 @@ from schemas.outcomes import outcome_row, outcome_table
 from schemas.settings import Trainer
 from trainer.checkpoint import CHECKPOINT
 from trainer.dataset import Example, build_examples
+from trainer.distributed import Job
 from trainer.loop import train_lora
 
 QUICK = Trainer(rank=8, alpha=8, learning_rate=3e-3, epochs=3, batch_size=2, threads=1)
@@ -42,6 +44,33 @@ def examples(tokenizer: Any) -> list[Example]:
     ]
     table = outcome_table([outcome_row(case, 0, offset) for offset, case in enumerate(cases)])
     return build_examples(table, tokenizer, recipe="rgt", strategy_weight=0.5, max_length=512).examples
+
+
+# A process that trains a job and is killed in the step it is told, after the step's line was logged.
+KILLED_AT = """
+import sys, os, signal, msgspec
+from pathlib import Path
+from trainer.distributed import Job
+from trainer.loop import train_lora
+job = msgspec.msgpack.decode(Path(sys.argv[1]).read_bytes(), type=Job)
+def kill(step, steps, loss, rate):
+    if step == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
+train_lora(Path(job.base), job.examples, job.settings, Path(job.out), progress=kill)
+"""
+
+
+def write_job(path: Path, base: Path, examples: Sequence[Example], settings: Trainer, out: Path) -> None:
+    job = Job(
+        base=str(base),
+        examples=list(examples),
+        settings=settings,
+        out=str(out),
+        base_name="",
+        watermark={},
+        initial="",
+        resume=True,
+    )
+    path.write_bytes(msgspec.msgpack.encode(job))
 
 
 def curve(out: Path) -> list[float]:
@@ -101,27 +130,10 @@ def test_a_killed_run_goes_on_to_the_same_curve_bit_for_bit(
     whole = train_lora(base, examples, settings, tmp_path / "whole")
     assert whole.resumed_at == 0
 
-    script = (
-        "import sys, os, signal, msgspec\nfrom pathlib import Path\nfrom trainer.distributed import Job\n"
-        "from trainer.loop import train_lora\n"
-        "job = msgspec.msgpack.decode(Path(sys.argv[1]).read_bytes(), type=Job)\n"
-        "def kill(step, steps, loss, rate):\n    if step == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train_lora(Path(job.base), job.examples, job.settings, Path(job.out), progress=kill)\n"
-    )
     out = tmp_path / "killed"
-    job = {
-        "base": str(base),
-        "examples": examples,
-        "settings": settings,
-        "out": str(out),
-        "base_name": "",
-        "watermark": {},
-        "initial": "",
-        "resume": True,
-    }
-    (tmp_path / "job").write_bytes(msgspec.msgpack.encode(job))
+    write_job(tmp_path / "job", base, examples, settings, out)
     # Killed in the fifth step, after its line was logged and before its checkpoint.
-    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "job"), "5"], check=False, timeout=200)
+    ended = subprocess.run([sys.executable, "-c", KILLED_AT, str(tmp_path / "job"), "5"], check=False, timeout=200)
     assert ended.returncode == -signal.SIGKILL
     assert len(curve(out)) == 5
     resumed = train_lora(base, examples, settings, out)
@@ -227,6 +239,33 @@ def test_processes_of_a_stopped_run_end_with_it(base: Path, examples: list[Examp
     while any("trainer.distributed" in child.cmdline() for child in psutil.Process().children(recursive=True)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_processes_of_a_killed_run_end_with_it(base: Path, examples: list[Example], tmp_path: Path) -> None:
+    import psutil
+
+    def at_work() -> list[int]:
+        mine = str(tmp_path / "out")
+        return [p.pid for p in psutil.process_iter(["cmdline"]) if any(mine in a for a in p.info["cmdline"] or ())]
+
+    write_job(tmp_path / "job", base, examples, change(QUICK, processes=2, epochs=10_000), tmp_path / "out")
+    ended = subprocess.run([sys.executable, "-c", KILLED_AT, str(tmp_path / "job"), "1"], check=False, timeout=200)
+    assert ended.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while at_work():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (tmp_path / "out/rank-0.log").exists()  # there were such processes
+
+
+def test_layers_that_get_an_adapter_can_be_named(base: Path, examples: list[Example], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no linear layer named to_q; it has .*q_proj"):
+        train_lora(base, examples, change(QUICK, target_modules=("to_q",)), tmp_path / "wrong")
+    train_lora(base, examples, change(QUICK, target_modules=("q_proj", "v_proj"), epochs=1), tmp_path / "some")
+    with safe_open(tmp_path / "some/adapter_model.safetensors", "pt") as file:
+        layers = {name.split(".lora_")[0].rpartition(".")[2] for name in file.keys()}  # noqa: SIM118
+    assert layers == {"q_proj", "v_proj"}
 
 
 def test_sequences_beyond_the_context_are_counted_and_never_cut(

@@ -16,7 +16,7 @@ from tiny import make_tiny_model, write_manifest
 from toys import NEW, OLD, a_manifest, a_report, files_of_at_most
 
 from schemas.adapters import base_fingerprint, read_manifest, verify_adapter
-from schemas.errors import AdapterError, SetupError
+from schemas.errors import AdapterError, Overtaken, SetupError
 from trainer.lease import Fence, LeaseLost, lease
 from trainer.registry import (
     Promotion,
@@ -211,6 +211,18 @@ def test_the_last_promotion_says_who_serves_and_going_back_is_one_more(
     assert [entry.version for entry in promotions(tmp_path, "toy")] == [OLD, NEW, OLD, ""]
     with pytest.raises(AdapterError, match="has no manifest"):
         promote(tmp_path, "toy", "v0009-ffffff", by="hand")
+
+
+def test_a_promotion_that_rests_on_an_older_log_does_not_overrule_what_came_since(
+    tmp_path: Path, base: Path, run_folder: Path
+) -> None:
+    for version in (OLD, NEW):
+        publish(tmp_path, run_folder, a_manifest(base, version))
+    promote(tmp_path, "toy", NEW, by="gate", after=0)
+    promote(tmp_path, "toy", "", by="hand")  # between the guard's look at the log and its decision
+    with pytest.raises(Overtaken, match="promoted meanwhile"):
+        promote(tmp_path, "toy", OLD, by="guard", after=1)
+    assert incumbent(tmp_path, "toy") == ""
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ from trainer.pinned import Pinned
 from trainer.registry import incumbent, list_adapters, promote, publish, read_gate
 from trainer.run import would_fail_again
 from trainer.service import read_status, run_trainer
-from trainer.trigger import Arrivals, arrivals, due
+from trainer.trigger import Arrivals, arrivals, due, is_quiet
 
 
 def test_the_trigger_counts_corrected_gold_above_the_last_watermark_only(tmp_path: Path) -> None:
@@ -98,6 +98,17 @@ def test_a_run_starts_by_number_by_age_or_by_the_clock(
     said = due(trainer, new, last_ms=int(NOON - last_h * HOUR), now_ms=NOON)
     assert starts in said
     assert bool(said) == bool(starts)
+
+
+@pytest.mark.parametrize(
+    ("since_last_s", "since_first_s", "quiet"),
+    [(2.9, 2.9, False), (3.0, 3.0, True), (0.5, 29.0, False), (0.5, 30.0, True), (4.0, 30.0, True)],
+)
+def test_a_due_run_waits_for_quiet_and_steady_traffic_cannot_put_it_off_for_ever(
+    since_last_s: float, since_first_s: float, quiet: bool
+) -> None:
+    assert is_quiet(Trainer(quiet_s=3.0), since_last_s, since_first_s) is quiet
+    assert is_quiet(Trainer(), 0.0, 0.0)
 
 
 @pytest.mark.parametrize("time_of_day", ["24:00", "7:30", "12:60", "noon"])

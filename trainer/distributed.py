@@ -8,6 +8,7 @@ the file, starts the same by other means.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import TrainingError
+from schemas.process import signal_at_parents_death
 from schemas.settings import Trainer
 from trainer.dataset import Example
 from trainer.objectives import WeightStats
@@ -194,6 +196,8 @@ def _main(job_file: Path, parent: int | None) -> None:
     """Is one process of a run; ends when whoever started it is gone, so that no run has two owners."""
     from trainer.loop import train_lora
 
+    if parent is not None:
+        signal_at_parents_death(signal.SIGKILL)  # what it holds is only memory: the checkpoint is what counts
     job = msgspec.msgpack.decode(job_file.read_bytes(), type=Job)
 
     def watch(step: int, steps: int, loss: float, tokens_per_s: float) -> None:

@@ -81,13 +81,20 @@ def check_context(examples: Sequence[Example], base: Path) -> None:
 
 
 def add_adapter(model: Any, settings: Trainer, base: Path, initial: Path | None) -> tuple[Any, LoraConfig]:
-    """Puts a LoRA adapter on every linear layer: a fresh one, or that of the folder `initial`.
+    """Puts a LoRA adapter on the linear layers of trainer.target_modules: a fresh one, or that of the folder `initial`.
 
-    Raises AdapterError where `initial` is of another base, TrainingError where its rank or alpha is another.
+    Raises AdapterError where `initial` is of another base, TrainingError where its rank or alpha is another or no layer
+    of the base has one of the names.
     """
+    linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+    if missing := [name for name in settings.target_modules if name not in linear]:
+        raise TrainingError(
+            f"trainer.target_modules: the base has no linear layer named {', '.join(missing)}; it has "
+            f"{', '.join(linear)}. Leave the setting out for all of them."
+        )
     lora = LoraConfig(
         task_type="CAUSAL_LM",
-        target_modules="all-linear",
+        target_modules=list(settings.target_modules) or "all-linear",
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,

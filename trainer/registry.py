@@ -35,7 +35,7 @@ from schemas.adapters import (
     read_manifest,
     verify_adapter,
 )
-from schemas.errors import AdapterError, SetupError
+from schemas.errors import AdapterError, Overtaken, SetupError
 from schemas.faults import crash_point
 from trainer.lease import lease as lease
 
@@ -151,12 +151,20 @@ def read_gate(registry: Path, task: str, version: str) -> GateReport | None:
 
 
 def promote(
-    registry: Path, task: str, version: str, *, by: PromotedBy, reason: str = "", base_sha256: str | None = None
+    registry: Path,
+    task: str,
+    version: str,
+    *,
+    by: PromotedBy,
+    reason: str = "",
+    base_sha256: str | None = None,
+    after: int | None = None,
 ) -> Promotion:
     """Appends to the promotion log: `version` should serve, "" for the base. Rollout does the rest.
 
     Going back to an older version is one more entry. Raises AdapterError for a version that must not be loaded,
-    where `base_sha256` is given also for one of another base; SetupError where the disk is full.
+    where `base_sha256` is given also for one of another base; SetupError where the disk is full. Where `after` is
+    given, the number of entries the decision rests on, it raises Overtaken if somebody has promoted since.
     """
     if version:
         verify_adapter(adapter_folder(registry, task, version), base_sha256)
@@ -164,9 +172,11 @@ def promote(
     folder = registry / task / "promotions"
     with _room_on(registry):
         folder.mkdir(parents=True, exist_ok=True)
-        number = len(promotions(registry, task)) + 1
+        number = (len(promotions(registry, task)) if after is None else after) + 1
         crash_point("registry.before_promotion")
         while not _link_new(registry, task, folder / f"{number:08d}.json", msgspec.json.encode(entry)):
+            if after is not None:
+                raise Overtaken(f"{task}: another version was promoted meanwhile; {version or 'the base'} was not.")
             number += 1  # another process promoted meanwhile; the later entry wins
     return entry
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from schemas.adapters import AdapterRecord, served_name
-from schemas.errors import GoldstreamError
+from schemas.errors import GoldstreamError, Overtaken
 from schemas.faults import crash_point
 from schemas.settings import Settings
 from trainer.fleet import Fleet, can_serve_beside
@@ -222,7 +222,11 @@ class _TaskRollout:
         if not promoted or promoted[-1].version != serving.version:
             return  # somebody has decided otherwise meanwhile
         crash_point("rollout.before_rollback")
-        promote(self.settings.adapters, self.task, serving.previous, by="guard", reason=finding.reason)
+        registry, why = self.settings.adapters, finding.reason
+        try:
+            promote(registry, self.task, serving.previous, by="guard", reason=why, after=len(promoted))
+        except Overtaken:
+            return
         crash_point("rollout.after_rollback")
         log.error("%s: %s is taken back: %s", self.task, serving.version, finding.reason)
         before, now = serving.version, serving.previous

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from schemas.adapters import AdapterManifest, GateReport, adapter_folder, base_fingerprint, verify_adapter
-from schemas.errors import AdapterError, ModelError, SetupError, TrainingError
+from schemas.errors import AdapterError, ModelError, Overtaken, SetupError, TrainingError
 from schemas.faults import crash_point
 from schemas.gold import Watermark, current_watermark
 from schemas.settings import Settings, Trainer
@@ -286,18 +286,23 @@ class Runner:
         kind: Literal["promotion", "waiting", "refusal"] = "waiting"
         if report.decision != "promote":
             kind = "refusal"
-        elif incumbent(registry, task) != parent:
-            reason = f"another version was promoted by hand meanwhile; {reason}"
-            log.info("%s %s: not promoted, another version was by hand meanwhile", task, version)
         elif mode == "manual":
             log.info("%s %s: waits for `goldstream adapters promote`", task, version)
         elif mode == "shadow":
             log.info("%s %s: shadow: it would have been promoted", task, version)
         else:
             fence.check()
-            promote(registry, task, version, by="gate", reason=reason, base_sha256=self.base_sha256())
-            kind = "promotion"
-            log.info("%s %s: promoted", task, version)
+            try:
+                known = promotions(registry, task)
+                if (known[-1].version if known else "") != parent:
+                    raise Overtaken(f"{task}: {parent or 'the base'}, which {version} was measured against, is out.")
+                base = self.base_sha256()
+                promote(registry, task, version, by="gate", reason=reason, base_sha256=base, after=len(known))
+                kind = "promotion"
+                log.info("%s %s: promoted", task, version)
+            except Overtaken:
+                reason = f"another version was promoted by hand meanwhile; {reason}"
+                log.info("%s %s: not promoted, another version was by hand meanwhile", task, version)
         self.webhook.send(make_event(kind, task, version, previous=parent, by="gate", reason=reason, gate=report))
 
     def _finish_gate(self, fence: Fence) -> bool:

@@ -22,7 +22,7 @@ from trainer.lease import Fence, lease
 from trainer.registry import list_adapters, read_gate
 from trainer.run import Runner, Stopped, would_fail_again
 from trainer.status import read_status as read_status
-from trainer.trigger import Arrivals, arrivals, due
+from trainer.trigger import Arrivals, arrivals, due, is_quiet
 from trainer.webhook import Webhook
 
 log = logging.getLogger("goldstream.trainer")
@@ -81,6 +81,7 @@ class _TaskWatcher:
         self.new = Arrivals((), 0)
         self.came: Watermark | None = None  # newest watermark, and when it was first seen
         self.came_at = 0.0
+        self.waiting_since: float | None = None  # first arrival of those that quiet_s waits after
         self.hopeless: Watermark | None = None  # gold on which a run failed in a way it would fail again
         self.retry_s, self.retry_at = FIRST_RETRY_S, 0.0
         self.resumed = False
@@ -130,14 +131,19 @@ class _TaskWatcher:
         watermark = current_watermark(self.settings.gold)
         if watermark != self.came:
             self.came, self.came_at = watermark, time.monotonic()
+            if self.waiting_since is None:
+                self.waiting_since = self.came_at
         if not self.resumed:
             self.resumed = True
             self.runner.finish_interrupted(Fence(self.lease, held))
         if watermark == self.hopeless:
             return
         trainer, status = self.settings.task(self.task).trainer, self.runner.status
-        if time.monotonic() - self.came_at < trainer.quiet_s:
+        if self.waiting_since is not None and not is_quiet(
+            trainer, time.monotonic() - self.came_at, time.monotonic() - self.waiting_since
+        ):
             return
+        self.waiting_since = None
         if watermark != self.seen:
             line = list_adapters(self.settings.adapters, self.task, self.runner.base_sha256())
             above = line[-1].watermark if line else {}

@@ -18,6 +18,7 @@ from schemas.gold import Watermark, read_outcomes
 from schemas.settings import Trainer
 
 HOUR_MS = 3_600_000
+LONGEST_WAIT = 10  # times quiet_s, where gold never stops coming
 
 
 class Arrivals(NamedTuple):
@@ -60,6 +61,11 @@ def due(trainer: Trainer, new: Arrivals, *, last_ms: int, now_ms: int) -> str:
         planned = datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(" ", "minutes").replace("+00:00", " UTC")
         return f"it was planned for {planned}, and {new.rows} gold rows are new"
     return ""
+
+
+def is_quiet(trainer: Trainer, since_last_s: float, since_first_s: float) -> bool:
+    """Tells whether gold has stopped coming for now, or has come for so long that steady traffic must not wait more."""
+    return since_last_s >= trainer.quiet_s or since_first_s >= LONGEST_WAIT * trainer.quiet_s
 
 
 def next_scheduled(trainer: Trainer, last_ms: int) -> int | None:

@@ -19,7 +19,7 @@ class Trainer(Section, frozen=True):
     min_rows_at_age: Positive = 20  # where there are this many of them
     every_hours: Annotated[float, Meta(ge=0)] = 0.0  # 0: off. A run also starts this long after the last one
     daily_at: Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")] = ""  # "": off. And at this time, UTC
-    quiet_s: Annotated[float, Meta(ge=0)] = 0.0  # a due run waits until no gold has come for this long
+    quiet_s: Annotated[float, Meta(ge=0)] = 0.0  # a due run waits until no gold came for this long; 10 times it at most
     recipe: Literal["rgt", "isft", "sft", "rejection", "on_policy"] = "rgt"  # which rows, and what of each
     pair_weights: tuple[NotNegative, NotNegative] = (1.0, 1.0)  # loss weight of pair A and of pair B; 0 leaves it out
     continue_from: Literal["base", "incumbent"] = "base"  # where a run starts; either way it sees all gold so far
@@ -32,6 +32,7 @@ class Trainer(Section, frozen=True):
     quality: Literal["off", "top_sets", "score"] = "off"  # SFT(Q): how the judge's score decides what is repeated
     quality_percentiles: Percentiles = (90.0, 95.0, 98.0)  # top_sets: where each of the nested sets begins
     quality_sharpness: NotNegative = 4.0  # score: drawn in proportion to exp(sharpness x score), scores from 0 to 1
+    target_modules: tuple[str, ...] = ()  # linear layers that get an adapter, e.g. "q_proj"; empty: all. Not published
     rank: Positive = 256
     alpha: Positive = 32
     learning_rate: Annotated[float, Meta(gt=0)] = 2e-4  # constant
