@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every run's figures to this file.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="The PNG. Default: methods.png in --folder")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path(".goldstream/methods"), show_default=True)
-@click.option(
-    "--from", "earlier", type=click.Path(path_type=Path), help="Take the runs in an earlier --json FILE."
-)
+@click.option("--from", "earlier", type=click.Path(path_type=Path), help="Take the runs in an earlier --json FILE.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, one thread each.")
 @click.option("--quick", is_flag=True, help="Two tiny sizes, one seed: does everything run? Proves nothing.")
 @click.option("--tune", is_flag=True, help="Try learning rates and epochs on validation prompts instead.")
