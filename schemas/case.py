@@ -52,6 +52,13 @@ DROPPED_REASONS = {
     "failed_call": "the product's own call had failed; there is no prompt worth repeating",
 }
 
+UNRESOLVED_REASONS = {
+    "rounds_spent": "as many refinements as allowed were made, and the judge accepted none",
+    "no_progress": "every refiner of the chain brought the same text or the same violations again",
+    "score_fell": "every refiner of the chain stalled, and the last one made the answer worse",
+    "rejected": "an expert rejected it",
+}
+
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where a record was read: enough to read it again."""
@@ -100,7 +107,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     judge: str  # a model string, or "verifier:<module>:<function>"
     kind: Literal["programmatic", "model", "expert"] = "programmatic"
     rubric: str = ""  # version: a hash of the rubric judged by
-    votes: int = 1
+    votes: int = 1  # readable ones
+    agreement: float = 1.0  # share of the votes that decided as the verdict does
+    misquoted: int = 0  # violations of a model whose quote is not in the answer
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -117,6 +126,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     latency_s: float = 0.0
     cost_usd: float = 0.0
     verdict: Verdict | None = None
+    refiner: str = ""  # who rewrote it: "student", "teacher" or "expert"; "" for a first attempt
+    rewrote: int | None = None  # round of the attempt that was rewritten
+    changed: float | None = None  # share of the words that the rewrite touched, 0 to 1
 
 
 class Strategy(msgspec.Struct, frozen=True):
@@ -125,6 +137,7 @@ class Strategy(msgspec.Struct, frozen=True):
     mistake: str
     guardrail: str
     model: str = ""
+    id: str = ""  # its name in the task's library: the same rule has the same name in every row
 
 
 class Spend(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -147,8 +160,22 @@ class Spend(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+class Review(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an expert decided on a case that had ended, beside what the judge had said of it."""
+
+    decision: Literal["accept", "edit", "reject"]
+    by: str
+    at_ms: int
+    reason: str = ""
+    rules: tuple[str, ...] = ()  # that the judged answer breaks, as the expert says
+    sampled: bool = False  # drawn into the queue, not looked up by its id
+    judged_passed: bool | None = None
+    judged_by: str = ""
+    judged_rules: tuple[str, ...] = ()
+
+
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a case ended. `reason` is a key of DEAD_REASONS or DROPPED_REASONS for those kinds."""
+    """How a case ended. `reason` is a key of DEAD_REASONS, DROPPED_REASONS or UNRESOLVED_REASONS for those kinds."""
 
     kind: OutcomeKind
     stage: Stage
@@ -183,6 +210,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_stage: str = ""
     not_before_ms: int = 0
     outcome: Outcome | None = None
+    review: Review | None = None
 
     @property
     def rounds(self) -> int:

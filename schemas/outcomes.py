@@ -34,6 +34,12 @@ _attempt = pa.struct(
         ("judge_kind", pa.string()),
         ("rubric", pa.string()),
         ("violations", pa.list_(_violation)),
+        ("votes", pa.int32()),
+        ("agreement", pa.float64()),  # share of the votes that decided as the verdict does
+        ("misquoted", pa.int32()),
+        ("refiner", pa.string()),
+        ("rewrote", pa.int32()),
+        ("changed", pa.float64()),
     ]
 )
 _message = pa.struct([("role", pa.string()), ("content", pa.string()), ("json", pa.string())])
@@ -91,6 +97,16 @@ OUTCOME_SCHEMA = pa.schema(
         ("kafka_partition", pa.int32()),
         ("kafka_offset", pa.int64()),
         ("case_json", pa.binary()),  # dead and unresolved cases whole, so that they can be redriven
+        ("strategy_id", pa.string()),
+        ("review", pa.string()),  # accept, edit or reject; null where no expert has decided
+        ("reviewer", pa.string()),
+        ("review_reason", pa.string()),
+        ("review_rules", pa.list_(pa.string())),  # that the judged answer breaks, as the expert says
+        ("review_sampled", pa.bool_()),
+        ("reviewed_at", pa.timestamp("ms", "UTC")),
+        ("judge_passed", pa.bool_()),  # what the judge had said of the answer that the expert decided on
+        ("judge_name", pa.string()),
+        ("judge_rules", pa.list_(pa.string())),
     ]
 )
 
@@ -105,7 +121,7 @@ def outcome_row(case: Case, partition: int, offset: int) -> dict[str, Any]:
     first_passed = first.verdict.passed if first and first.verdict else None
     verdict = last.verdict if last else None
     accepted = verdict if verdict and verdict.passed else None
-    strategy = case.strategy
+    strategy, review = case.strategy, case.review
     return {
         "schema_version": case.schema_version,
         "case_id": case.case_id,
@@ -158,6 +174,16 @@ def outcome_row(case: Case, partition: int, offset: int) -> dict[str, Any]:
         "kafka_partition": partition,
         "kafka_offset": offset,
         "case_json": encode_case(case) if out.kind in ("dead", "unresolved") else None,
+        "strategy_id": strategy.id if strategy else None,
+        "review": review.decision if review else None,
+        "reviewer": review.by if review else None,
+        "review_reason": review.reason if review else None,
+        "review_rules": list(review.rules) if review else None,
+        "review_sampled": review.sampled if review else None,
+        "reviewed_at": review.at_ms if review else None,
+        "judge_passed": review.judged_passed if review else None,
+        "judge_name": review.judged_by if review else None,
+        "judge_rules": list(review.judged_rules) if review else None,
     }
 
 
@@ -178,7 +204,8 @@ def row_strategy(row: dict[str, Any]) -> Strategy | None:
     """Returns the strategy of a row, None where the case needed none."""
     if not row["strategy_guardrail"]:
         return None
-    return Strategy(row["strategy_mistake"], row["strategy_guardrail"], row["strategy_model"] or "")
+    name = row.get("strategy_id") or ""
+    return Strategy(row["strategy_mistake"], row["strategy_guardrail"], row["strategy_model"] or "", name)
 
 
 def _message_row(message: Message) -> dict[str, Any]:
@@ -207,4 +234,10 @@ def _attempt_row(attempt: Attempt) -> dict[str, Any]:
         "judge_kind": verdict.kind if verdict else None,
         "rubric": verdict.rubric if verdict else None,
         "violations": [msgspec.structs.asdict(v) for v in verdict.violations] if verdict else [],
+        "votes": verdict.votes if verdict else None,
+        "agreement": verdict.agreement if verdict else None,
+        "misquoted": verdict.misquoted if verdict else None,
+        "refiner": attempt.refiner or None,
+        "rewrote": attempt.rewrote,
+        "changed": attempt.changed,
     }
