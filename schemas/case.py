@@ -34,6 +34,11 @@ DEAD_REASONS = {
     "wrong_shape": "JSON, but no shape Goldstream reads",
     "no_messages": "the record carries no prompt messages",
     "wrong_type": "a field has a type the shape does not allow",
+    "not_text": "the prompt holds images, audio or files; only text is read, for now",
+    "too_deep": "envelopes within envelopes beyond the limit, or JSON nested beyond reason",
+    "unknown_schema": "the schema registry does not know the schema the record names, or cannot be asked",
+    "bad_payload": "the bytes do not fit the schema the record names",
+    "no_mapping_match": "the topic's mapping found no prompt in the record, and it is no shape Goldstream knows",
     "too_large": "the record, or the case made from it, is over the size limit",
     "no_task": "no task is configured for this topic",
     "undecodable_case": "a message on one of our own topics is not a case",
@@ -50,6 +55,12 @@ DROPPED_REASONS = {
     "duplicate": "the same id and body were read before",
     "id_conflict": "the same id was read before with another body; the first wins",
     "failed_call": "the product's own call had failed; there is no prompt worth repeating",
+    "redacted": "the logger had redacted the prompt; there is nothing to learn from",
+    "truncated": "the logger cut the prompt or the answer short",
+    "cache_hit": "answered from the product's cache; the call itself was logged before",
+    "deleted": "a change event that deletes a row",
+    "no_call": "nothing in the record is a chat call: other spans, embeddings, scores, an empty batch",
+    "stream_chunk": "a piece of a streamed answer, with no prompt beside it",
 }
 
 UNRESOLVED_REASONS = {
@@ -68,6 +79,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     partition: int
     offset: int
     index: int = 0  # position within a batched record
+    count: int = 1  # cases the whole record became: the audit knows by it whether one is missing
     timestamp_ms: int = 0
 
 
@@ -203,6 +215,16 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     messages: tuple[Message, ...] = ()
     production_answer: str | None = None
     production_model: str = ""
+    shape: str = ""  # the log shape it was read from, envelopes first: "debezium/openai-chat"
+    event_ms: int = 0  # when the product made the call, where the log says so
+    tools: tuple[dict[str, Any], ...] = ()  # what the prompt offered the model, as chat completions take it
+    params: dict[str, Any] = {}  # of the product's call: temperature, response_format, tool_choice, ...
+    production_tool_calls: tuple[dict[str, Any], ...] = ()
+    production_finish: str = ""
+    production_prompt_tokens: int = 0
+    production_completion_tokens: int = 0
+    production_cost_usd: float | None = None
+    feedback: dict[str, Any] = {}  # scores and ratings that were logged with the call
     attempts: tuple[Attempt, ...] = ()
     strategy: Strategy | None = None
     spend: Spend = Spend()

@@ -5,6 +5,7 @@
     ├── SetupError (RuntimeError)             Java, Maven, a model folder is missing
     ├── BrokerError (ConnectionError)         no Kafka answers, or the local one does not start
     ├── RecordError (ValueError)              a record that cannot become a case; .reason names why
+    ├── RegistryDown (ConnectionError)        the schema registry does not answer; the record is no worse for it
     ├── ModelError (RuntimeError)             a model call failed; .transient says if a retry can help
     │   ├── RateLimited                       429; .retry_after_s where the server said it
     │   ├── ModelUnavailable                  connection refused, 5xx
@@ -46,13 +47,18 @@ class BrokerError(GoldstreamError, ConnectionError):
 class RecordError(GoldstreamError, ValueError):
     """A source record or message that cannot become a case.
 
-    `reason` is one of schemas.case.DEAD_REASONS: it is what `goldstream gold stats` counts.
+    `reason` is one of schemas.case.DEAD_REASONS, or of DROPPED_REASONS where it is left out on purpose: it is what
+    `goldstream gold stats` counts.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class RegistryDown(GoldstreamError, ConnectionError):
+    """The schema registry does not answer, or answers 5xx or 401; the same record can be read once it does."""
 
 
 class ModelError(GoldstreamError, RuntimeError):

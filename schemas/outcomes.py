@@ -107,6 +107,17 @@ OUTCOME_SCHEMA = pa.schema(
         ("judge_passed", pa.bool_()),  # what the judge had said of the answer that the expert decided on
         ("judge_name", pa.string()),
         ("judge_rules", pa.list_(pa.string())),
+        ("source_count", pa.int32()),  # cases the source record became
+        ("shape", pa.string()),
+        ("event_at", pa.timestamp("ms", "UTC")),
+        ("tools", pa.string()),  # this and what follows to feedback: JSON, null where there is none
+        ("params", pa.string()),
+        ("production_tool_calls", pa.string()),
+        ("feedback", pa.string()),
+        ("production_finish", pa.string()),
+        ("production_prompt_tokens", pa.int64()),
+        ("production_completion_tokens", pa.int64()),
+        ("production_cost_usd", pa.float64()),
     ]
 )
 
@@ -184,6 +195,17 @@ def outcome_row(case: Case, partition: int, offset: int) -> dict[str, Any]:
         "judge_passed": review.judged_passed if review else None,
         "judge_name": review.judged_by if review else None,
         "judge_rules": list(review.judged_rules) if review else None,
+        "source_count": source.count,
+        "shape": case.shape,
+        "event_at": case.event_ms or None,
+        "tools": _json(case.tools),
+        "params": _json(case.params),
+        "production_tool_calls": _json(case.production_tool_calls),
+        "feedback": _json(case.feedback),
+        "production_finish": case.production_finish,
+        "production_prompt_tokens": case.production_prompt_tokens or None,
+        "production_completion_tokens": case.production_completion_tokens or None,
+        "production_cost_usd": case.production_cost_usd,
     }
 
 
@@ -206,6 +228,10 @@ def row_strategy(row: dict[str, Any]) -> Strategy | None:
         return None
     name = row.get("strategy_id") or ""
     return Strategy(row["strategy_mistake"], row["strategy_guardrail"], row["strategy_model"] or "", name)
+
+
+def _json(value: Any) -> str | None:
+    return msgspec.json.encode(value).decode() if value else None
 
 
 def _message_row(message: Message) -> dict[str, Any]:
