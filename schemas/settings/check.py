@@ -49,10 +49,12 @@ def check(settings: Settings, path: Path) -> None:
         if not task.rubric.verifier and not task.judge.model:
             raise SettingsError(f"{path}: tasks.{name} has no judge: set rubric.verifier or judge.model.")
         _check_servers(task, f"{path}: tasks.{name}")
+        _check_chain(task, f"{path}: tasks.{name}")
         for role in ROLES:
             _check_secrets(task.model(role), f"{path}: tasks.{name}.{role}")
             model = task.model(role).model
-            if not model and role != "judge":
+            unused = role == "refiner" and all(step.by != "teacher" for step in task.refining.chain)
+            if not model and role != "judge" and not unused:
                 raise SettingsError(f"{path}: tasks.{name}.{role}.model is missing; set a LiteLLM model string.")
             if model.startswith("local/") and model.removeprefix("local/") not in settings.local:
                 table = model.replace("/", ".")
@@ -74,6 +76,19 @@ def _check_servers(task: Task, where: str) -> None:
                 f"{where}.{wrong} is about vLLM, but the student is {task.student.model!r}. Serve it as "
                 "hosted_vllm/NAME, or remove the setting."
             )
+
+
+def _check_chain(task: Task, where: str) -> None:
+    """Refuses a chain of refiners whose later ones could never have their turn."""
+    refining, before = task.refining, 0.0
+    for number, step in enumerate(refining.chain):
+        if number and task.max_rounds and before >= task.max_rounds:
+            raise SettingsError(
+                f"{where}.refining.chain: refiner {number + 1} ({step.by!r}) would never be asked: those before it may "
+                f"use all {task.max_rounds} rounds. Give them fewer `rounds`, set refining.patience below max_rounds, "
+                "or raise max_rounds."
+            )
+        before += min(step.rounds or float("inf"), refining.patience or float("inf"))
 
 
 def _check_secrets(model: Model, where: str) -> None:

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from schemas.errors import SettingsError
 from schemas.settings.models import LocalModel, Model
+from schemas.settings.refining import Refining, Review, Strategies
 from schemas.settings.rubric import Rubric
 from schemas.settings.section import Role, Section, Share
 from schemas.settings.streams import Intake, Kafka, Sink, Worker
@@ -29,6 +30,9 @@ class Task(Section, frozen=True):
     judge: Model = Model()
     refiner: Model = Model()
     strategist: Model = Model()
+    refining: Refining = Refining()
+    strategies: Strategies = Strategies()
+    review: Review = Review()
     trainer: Trainer = Trainer()
     gate: Gate = Gate()
     rollout: Rollout = Rollout()
