@@ -351,4 +351,6 @@ def _decoder_of(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Stru
 
 @cache
 def _defaults(kind: type[msgspec.Struct]) -> list[tuple[str, Any]]:
-    return [(field.name, field.default) for field in msgspec.structs.fields(kind)]
+    fields = msgspec.structs.fields(kind)
+    made = msgspec.NODEFAULT
+    return [(f.name, f.default_factory() if f.default_factory is not made else f.default) for f in fields]
