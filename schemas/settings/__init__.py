@@ -8,13 +8,13 @@ from schemas.settings.load import load_settings
 from schemas.settings.models import LocalModel, Model
 from schemas.settings.refining import Refiner, Refining, Review, Strategies
 from schemas.settings.root import Settings, Task
-from schemas.settings.rubric import Rubric, Rule
+from schemas.settings.rubric import Panel, Rubric, Rule, Scale
 from schemas.settings.section import ROLES, TASK_NAME, Role
 from schemas.settings.streams import Intake, Kafka, Sink, Worker
 from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 
 __all__ = [
-    "ROLES", "TASK_NAME", "Gate", "Intake", "Kafka", "LocalModel", "Model", "Refiner", "Refining", "Review", "Role",
-    "Rollout", "Rubric", "Rule", "Settings", "Sink", "Strategies", "Task", "Trainer", "Webhook", "Worker",
-    "load_settings",
+    "ROLES", "TASK_NAME", "Gate", "Intake", "Kafka", "LocalModel", "Model", "Panel", "Refiner", "Refining", "Review",
+    "Role", "Rollout", "Rubric", "Rule", "Scale", "Settings", "Sink", "Strategies", "Task", "Trainer", "Webhook",
+    "Worker", "load_settings",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import SettingsError
+from schemas.settings.check_rubric import check_panel, check_rubric
 from schemas.settings.models import Model
 from schemas.settings.root import Settings, Task
 from schemas.settings.section import ROLES, TASK_NAME
@@ -35,19 +36,14 @@ def check(settings: Settings, path: Path) -> None:
                 raise SettingsError(f"{path}: tasks.{name}.topics: {topic!r} is no Kafka topic name.")
             if settings.kafka.topic_prefix and topic.startswith(settings.kafka.topic_prefix):
                 raise SettingsError(f"{path}: tasks.{name}.topics: {topic!r} has our own prefix; read the product's.")
-        ids = [rule.id for rule in task.rubric.rules]
-        if len(ids) != len(set(ids)):
-            raise SettingsError(f"{path}: tasks.{name}.rubric.rules: rule ids must differ from each other: {ids}")
-        if not ids:
-            raise SettingsError(f"{path}: tasks.{name}.rubric has no rules; the judge needs at least one.")
-        mark = task.rubric.pass_mark
-        if mark is not None and not 0 < mark <= task.rubric.max_score:
+        check_rubric(task.rubric, f"{path}: tasks.{name}.rubric")
+        check_panel(task.panel, task.judge.temperature, f"{path}: tasks.{name}")
+        for judge in (*task.panel.judges, task.panel.tie_break):
+            _check_secrets(judge, f"{path}: tasks.{name}.panel")
+        if task.rubric.needs_model and not task.judge.model:
             raise SettingsError(
-                f"{path}: tasks.{name}.rubric.pass_mark is {mark}; expected above 0 and at most "
-                f"{task.rubric.max_score}, the sum of the rules' points."
+                f"{path}: tasks.{name} has no judge: set judge.model, or rubric.verifier, or a check for every rule."
             )
-        if not task.rubric.verifier and not task.judge.model:
-            raise SettingsError(f"{path}: tasks.{name} has no judge: set rubric.verifier or judge.model.")
         _check_servers(task, f"{path}: tasks.{name}")
         _check_chain(task, f"{path}: tasks.{name}")
         for role in ROLES:

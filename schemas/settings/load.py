@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,9 @@ import msgspec
 
 from schemas.errors import SettingsError
 from schemas.settings.check import check
+from schemas.settings.mistakes import readable
 from schemas.settings.root import Settings
+from schemas.settings.rubric_file import with_rubric
 
 
 def load_settings(
@@ -44,11 +45,15 @@ def load_settings(
             raise SettingsError(f"--set {override!r}: expected section.key=value, for example kafka.partitions=8")
         _put(texts, key.split("."), value)
     _merge(table, texts)
+    tasks = table.get("tasks")
+    for task in tasks.values() if isinstance(tasks, dict) else ():
+        if isinstance(task, dict):
+            with_rubric(task, chosen.parent)
     try:
         # Texts from flags and the environment need lax conversion; TOML's own types pass through it unchanged.
         settings = msgspec.convert(table, Settings, strict=not texts)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{chosen}: {_readable(str(error))}") from error
+        raise SettingsError(f"{chosen}: {readable(str(error))}") from error
     check(settings, chosen)
     return settings
 
@@ -73,16 +78,3 @@ def _merge(table: dict[str, Any], over: Mapping[str, Any]) -> None:
             _merge(table[key], value)
         else:
             table[key] = value
-
-
-def _readable(error: str) -> str:
-    """Turns msgspec's text into ours: the key first."""
-    text, _, where = error.partition(" - at `$")
-    place = where.rstrip("`").lstrip(".") or "top level"
-    unknown = re.search(r"unknown field `([^`]+)`", text)
-    if unknown:
-        place = "" if place == "top level" else place + "."
-        return f"unknown key {place}{unknown.group(1)}. Remove it or correct its spelling; README.md lists the keys."
-    if place.endswith("_env"):
-        return f"{place}: expected the name of a variable (A-Z, 0-9, _) that holds the secret, not the secret itself."
-    return f"{place}: {text}"

@@ -12,7 +12,7 @@ from msgspec import Meta
 from schemas.errors import SettingsError
 from schemas.settings.models import LocalModel, Model
 from schemas.settings.refining import Refining, Review, Strategies
-from schemas.settings.rubric import Rubric
+from schemas.settings.rubric import Panel, Rubric
 from schemas.settings.section import Role, Section, Share
 from schemas.settings.streams import Intake, Kafka, Sink, Worker
 from schemas.settings.training import Gate, Rollout, Trainer, Webhook
@@ -28,6 +28,7 @@ class Task(Section, frozen=True):
     rubric: Rubric = Rubric()
     student: Model = Model()
     judge: Model = Model()
+    panel: Panel = Panel()  # how many judges' opinions a verdict takes
     refiner: Model = Model()
     strategist: Model = Model()
     refining: Refining = Refining()
