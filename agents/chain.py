@@ -68,7 +68,7 @@ def best_attempt(attempts: Sequence[Attempt]) -> int:
 
 
 def _moved(chain: Sequence[Refiner], patience: int, place: int, used: int, stalled: int) -> tuple[int, int, int]:
-    """Returns (place, used, stalled) once a refiner whose turn is over has given way; past the end `stalled` is kept."""
+    """Returns (place, used, stalled) after a refiner whose turn is over gave way; past the end `stalled` stays."""
     if place >= len(chain):
         return place, used, stalled
     spent = bool(chain[place].rounds) and used >= chain[place].rounds

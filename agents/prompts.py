@@ -107,11 +107,10 @@ def judge_messages(messages: Sequence[Message], answer: str, rubric: Rubric) -> 
     return _prompt(messages, rubric, {"draft": answer}, _JUDGE)
 
 
-def refiner_messages(case: Case, rubric: Rubric) -> list[Message]:
-    """Returns the prompt that asks for a rewrite of the last attempt, from its violations."""
-    last = case.attempts[-1]
-    violations = [] if last.verdict is None else [msgspec.to_builtins(v) for v in last.verdict.violations]
-    return _prompt(case.messages, rubric, {"draft": last.text, "violations": violations}, _REFINER)
+def refiner_messages(case: Case, draft: Attempt, rubric: Rubric) -> list[Message]:
+    """Returns the prompt that asks for a rewrite of one attempt of the case, from its violations."""
+    violations = [] if draft.verdict is None else [msgspec.to_builtins(v) for v in draft.verdict.violations]
+    return _prompt(case.messages, rubric, {"draft": draft.text, "violations": violations}, _REFINER)
 
 
 def strategist_messages(case: Case, rubric: Rubric) -> list[Message]:

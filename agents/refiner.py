@@ -1,18 +1,75 @@
-"""The refiner: rewrites the last attempt from the violations the judge found."""
+"""The refiner: rewrites the best attempt so far from the violations the judge found.
+
+Who does it is the chain's turn (agents.chain): the student itself, with the adapter it serves with now, or the teacher.
+"""
 
 from __future__ import annotations
 
-import msgspec
+import os.path
 
+import msgspec
+import numpy as np
+
+from agents.chain import Step, best_attempt, next_step
 from agents.models import Models
 from agents.prompts import refiner_messages
 from schemas.case import Case
 from schemas.settings import Settings
 
+_COMPARED = 1_000_000  # pairs of words
+
 
 async def refine(case: Case, settings: Settings, models: Models, *, deadline: float) -> Case:
-    """Returns the case with one more attempt, a round further. Raises ModelError as agents.models does."""
-    prompt = refiner_messages(case, settings.task(case.task).rubric)
-    answer = await models.complete("refiner", case.task, prompt, deadline=deadline)
-    rewritten = answer.attempt("refiner", case.rounds + 1)
+    """Returns the case with one more attempt, a round further. Raises ModelError as agents.models does.
+
+    A case that the judge sent on under other settings, by which nothing is left to do, goes to the chain's last.
+    """
+    task = settings.task(case.task)
+    step = next_step(case, task)
+    if not isinstance(step, Step):
+        step = Step(task.refining.chain[-1].by, best_attempt(case.attempts))
+    before = case.attempts[step.attempt]
+    prompt = refiner_messages(case, before, task.rubric)
+    if step.by == "student":
+        answer = await models.complete("refiner", case.task, prompt, deadline=deadline, by="student")
+    else:
+        answer = await models.complete("refiner", case.task, prompt, deadline=deadline)
+    rewritten = msgspec.structs.replace(
+        answer.attempt("refiner", case.rounds + 1),
+        refiner=step.by,
+        rewrote=before.round,
+        changed=changed_share(before.text, answer.text),
+    )
     return msgspec.structs.replace(case, attempts=(*case.attempts, rewritten), spend=case.spend.plus(answer.spend()))
+
+
+def changed_share(before: str, after: str) -> float:
+    """Returns the share of the words that a rewrite put in, took out or replaced: 0 the same, 1 nothing kept.
+
+    It is the edit distance over words, by lines where the texts are long, so that no text takes more than some 20 ms.
+    """
+    for old, new in ((before.split(), after.split()), (before.splitlines(), after.splitlines())):
+        most = max(len(old), len(new))
+        old, new = _without_common_ends(old, new)
+        if len(old) * len(new) <= _COMPARED:
+            return round(_distance(old, new) / most, 4) if most else 0.0
+    return 1.0
+
+
+def _without_common_ends(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
+    head = len(os.path.commonprefix([old, new]))
+    old, new = old[head:], new[head:]
+    tail = len(os.path.commonprefix([old[::-1], new[::-1]]))
+    return old[: len(old) - tail], new[: len(new) - tail]
+
+
+def _distance(old: list[str], new: list[str]) -> int:
+    """Returns Levenshtein's distance of two sequences; one numpy row at a time."""
+    ids: dict[str, int] = {}
+    left, right = ([ids.setdefault(word, len(ids)) for word in words] for words in (old, new))
+    target, steps = np.array(right, np.int64), np.arange(len(right) + 1)
+    row = steps.copy()
+    for number, word in enumerate(left, 1):
+        replaced = np.minimum(row[1:] + 1, row[:-1] + (target != word))
+        row = np.minimum.accumulate(np.concatenate(([number], replaced)) - steps) + steps
+    return int(row[-1])

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from agents.chain import Stop, next_step
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.errors import ModelError, ModelTimeout, RecordError, WriteRefused
 from schemas.faults import crash_point
@@ -381,8 +382,9 @@ def next_hop(role: Role, case: Case, settings: Settings) -> Hop:
         return Hop(OUTCOMES, case.ended("holdout", role, now_ms()))
     if verdict is not None and verdict.passed:
         return Hop(ACCEPTED, case)
-    if case.rounds >= settings.task(case.task).max_rounds:
-        return Hop(OUTCOMES, case.ended("unresolved", role, now_ms(), detail=f"failed after {case.rounds} refinements"))
+    step = next_step(case, settings.task(case.task))
+    if isinstance(step, Stop):
+        return Hop(OUTCOMES, case.ended("unresolved", role, now_ms(), step.reason, step.detail))
     return Hop(REFINE, case)
 
 

@@ -200,7 +200,7 @@ def test_refiner_and_strategist_prompts_hold_the_same_line(attack: str) -> None:
     verdict = Verdict(passed=False, score=1, max_score=2, judge="m", violations=(violation,))
     attempt = Attempt(round=0, source="student", text=f"wait {attack}", model="m", verdict=verdict)
     case = case_of(ask(attack), attempt)
-    for prompt in (refiner_messages(case, RUBRIC), strategist_messages(case, RUBRIC)):
+    for prompt in (refiner_messages(case, case.attempts[-1], RUBRIC), strategist_messages(case, RUBRIC)):
         assert ORDER not in outside_of_data(prompt[-1].text())
         assert ORDER not in prompt[0].text()
         sections = read_fences(prompt[-1].text())

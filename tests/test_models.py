@@ -352,7 +352,7 @@ def failed_case(draft: str) -> Case:
 
 def test_sections_of_a_prompt_read_back_as_they_went_in() -> None:
     case = failed_case("some draft\nof two lines")
-    sections = read_fences(refiner_messages(case, RUBRIC)[1].text())
+    sections = read_fences(refiner_messages(case, case.attempts[-1], RUBRIC)[1].text())
     assert sections["draft"] == "some draft\nof two lines"
     assert msgspec.json.decode(sections["conversation"], type=list[Message]) == ASK
     assert msgspec.json.decode(sections["violations"])[0]["rule"] == "short"
@@ -378,7 +378,9 @@ def test_scripted_models_answer_the_prompts_of_their_role_and_refuse_others() ->
 
     case = failed_case("Diagnoses: flu\nMedications: none\nSymptoms: none")
     rubric = Rubric(rules=RULES)
-    refined = call(settings_for(Model(model="scripted/scribe-refiner")), messages=refiner_messages(case, rubric))
+    refined = call(
+        settings_for(Model(model="scripted/scribe-refiner")), messages=refiner_messages(case, case.attempts[-1], rubric)
+    )
     assert refined.text
     assert refined.cost_usd == 0
     with pytest.raises(BadAnswer, match="cannot read its prompt"):
