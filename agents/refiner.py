@@ -5,7 +5,8 @@ Who does it is the chain's turn (agents.chain): the student itself, with the ada
 
 from __future__ import annotations
 
-import os.path
+from collections import Counter
+from itertools import takewhile
 
 import msgspec
 import numpy as np
@@ -46,21 +47,27 @@ async def refine(case: Case, settings: Settings, models: Models, *, deadline: fl
 def changed_share(before: str, after: str) -> float:
     """Returns the share of the words that a rewrite put in, took out or replaced: 0 the same, 1 nothing kept.
 
-    It is the edit distance over words, by lines where the texts are long, so that no text takes more than some 20 ms.
+    It is the edit distance over words. Texts too different and too long for that are compared by lines, and at last
+    by their words alone, whatever the order, so that none takes more than some 30 ms.
     """
     for old, new in ((before.split(), after.split()), (before.splitlines(), after.splitlines())):
         most = max(len(old), len(new))
         old, new = _without_common_ends(old, new)
         if len(old) * len(new) <= _COMPARED:
             return round(_distance(old, new) / most, 4) if most else 0.0
-    return 1.0
+    left, right = Counter(before.split()), Counter(after.split())
+    return round(1 - (left & right).total() / max(left.total(), right.total()), 4)
 
 
 def _without_common_ends(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
-    head = len(os.path.commonprefix([old, new]))
+    head = _common(old, new)
     old, new = old[head:], new[head:]
-    tail = len(os.path.commonprefix([old[::-1], new[::-1]]))
+    tail = _common(old[::-1], new[::-1])
     return old[: len(old) - tail], new[: len(new) - tail]
+
+
+def _common(old: list[str], new: list[str]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
 
 
 def _distance(old: list[str], new: list[str]) -> int:
