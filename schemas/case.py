@@ -51,7 +51,10 @@ DEAD_REASONS = {
     "agent_error": "an agent raised an error that is not a model's",
 }
 DROPPED_REASONS = {
+    "no_match": "tasks read this topic, but the rules of none take this record",
     "unsampled": "left out by the task's sampling rate",
+    "near_duplicate": "almost the text of a prompt that was admitted before",
+    "over_quota": "the task's cases of that day were admitted already",
     "duplicate": "the same id and body were read before",
     "id_conflict": "the same id was read before with another body; the first wins",
     "failed_call": "the product's own call had failed; there is no prompt worth repeating",
@@ -225,6 +228,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     production_completion_tokens: int = 0
     production_cost_usd: float | None = None
     feedback: dict[str, Any] = {}  # scores and ratings that were logged with the call
+    placeholders: tuple[str, ...] = ()  # that stand for personal values in the texts, e.g. "EMAIL_1"
     attempts: tuple[Attempt, ...] = ()
     strategy: Strategy | None = None
     spend: Spend = Spend()

@@ -118,6 +118,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("production_prompt_tokens", pa.int64()),
         ("production_completion_tokens", pa.int64()),
         ("production_cost_usd", pa.float64()),
+        ("placeholders", pa.list_(pa.string())),  # that stand for personal values in the texts
     ]
 )
 
@@ -206,6 +207,7 @@ def outcome_row(case: Case, partition: int, offset: int) -> dict[str, Any]:
         "production_prompt_tokens": case.production_prompt_tokens or None,
         "production_completion_tokens": case.production_completion_tokens or None,
         "production_cost_usd": case.production_cost_usd,
+        "placeholders": list(case.placeholders) or None,
     }
 
 

@@ -4,6 +4,7 @@ Precedence: command-line flag (`--set a.b=c`), environment (GOLDSTREAM_A__B=c), 
 default. An unknown key is an error. Loaded once by a command and passed down.
 """
 
+from schemas.settings.admission import NearDuplicates, PersonalKind, Redact
 from schemas.settings.load import load_settings
 from schemas.settings.models import LocalModel, Model
 from schemas.settings.refining import Refiner, Refining, Review, Strategies
@@ -14,7 +15,7 @@ from schemas.settings.streams import Intake, Kafka, Sink, Worker
 from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 
 __all__ = [
-    "ROLES", "TASK_NAME", "Gate", "Intake", "Kafka", "LocalModel", "Model", "Panel", "Refiner", "Refining", "Review",
-    "Role", "Rollout", "Rubric", "Rule", "Scale", "Settings", "Sink", "Strategies", "Task", "Trainer", "Webhook",
-    "Worker", "load_settings",
+    "ROLES", "TASK_NAME", "Gate", "Intake", "Kafka", "LocalModel", "Model", "NearDuplicates", "Panel",
+    "PersonalKind", "Redact", "Refiner", "Refining", "Review", "Role", "Rollout", "Rubric", "Rule", "Scale",
+    "Settings", "Sink", "Strategies", "Task", "Trainer", "Webhook", "Worker", "load_settings",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import SettingsError
+from schemas.settings.check_admission import check_admission
 from schemas.settings.check_rubric import check_panel, check_rubric
 from schemas.settings.models import Model
 from schemas.settings.root import Settings, Task
@@ -23,6 +24,7 @@ def check(settings: Settings, path: Path) -> None:
             f"{path}: kafka.bootstrap_servers: expected HOST:PORT,... and nothing else. A user name goes to "
             "kafka.sasl_username, its password into the variable that kafka.sasl_password_env names."
         )
+    check_admission(settings, path)
     for name, task in settings.tasks.items():
         if not re.fullmatch(TASK_NAME, name):
             raise SettingsError(

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.errors import SettingsError
+from schemas.settings.admission import NearDuplicates, Redact
 from schemas.settings.models import LocalModel, Model
 from schemas.settings.refining import Refining, Review, Strategies
 from schemas.settings.rubric import Panel, Rubric
@@ -22,7 +23,14 @@ class Task(Section, frozen=True):
     """One job the product's model does, with who attempts, judges and repairs it."""
 
     topics: tuple[str, ...]
+    # Of the records of these topics, a task takes those that fit all of the following; the first task that fits wins.
+    workloads: tuple[str, ...] = ()  # of any of these names, which may hold * and ?; empty: of any
+    models: tuple[str, ...] = ()  # answered by any of these models, likewise
+    where: str = ""  # a JMESPath expression that is true of the record, e.g. "source == 'helpdesk'"
     sample: Share = 1.0
+    per_day: Annotated[int, Meta(ge=0)] = 0  # cases of a day of the records' own clock, UTC; 0: no limit
+    redact: Redact = Redact()
+    near_duplicates: NearDuplicates = NearDuplicates()
     first_attempt: Literal["student", "production"] = "student"
     max_rounds: Annotated[int, Meta(ge=0)] = 3
     rubric: Rubric = Rubric()

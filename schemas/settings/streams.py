@@ -28,11 +28,14 @@ class Kafka(Section, frozen=True):
 class Intake(Section, frozen=True):
     """What is read from the product's log topics."""
 
-    start_at: Annotated[str, Meta(pattern=r"^(latest|earliest|\d{4}-\d\d-\d\d.*)$")] = "latest"
+    # "latest", "earliest", a time such as "2026-11-01T00:00" (UTC), or how far back: "7d", "12h", "30m". A partition
+    # that has been read from keeps its position whatever this says.
+    start_at: str = "latest"
     holdout_share: Share = 0.1
     split_key: str = "goldstream"  # keys the hash that decides train or holdout; keep it once chosen
     max_record_bytes: Positive = 1_000_000
     poll_records: Positive = 500
+    remembered_prompts: Positive = 100_000  # that a process compares new ones with, for near_duplicates; 430 bytes each
 
 
 class Worker(Section, frozen=True):
