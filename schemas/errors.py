@@ -27,6 +27,8 @@ Every message says what, which one, what was found, what was expected and the ne
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class GoldstreamError(Exception):
     """Base of every error Goldstream raises on purpose; the command line prints it without a traceback."""
@@ -66,6 +68,7 @@ class ModelError(GoldstreamError, RuntimeError):
 
     transient = True
     reason = "model_error"
+    endpoint: tuple[Any, str, str] | None = None  # role, model and address it met, where that is known
 
 
 class RateLimited(ModelError):

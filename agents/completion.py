@@ -1,0 +1,87 @@
+"""A model's answer, read from what LiteLLM returns, with what it took and cost."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from agents.providers import OURS
+from schemas.case import Attempt, Spend
+from schemas.chat import split_thinking
+from schemas.errors import BadAnswer
+from schemas.settings import Model
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's answer and what it took to get it."""
+
+    text: str  # without thinking
+    thinking: str
+    model: str  # the model string of the settings, without adapter
+    adapter: str  # version that answered, "" for the base
+    prompt_tokens: int
+    completion_tokens: int
+    logprob: float | None  # summed over the completion, nats; where the server tells it
+    latency_s: float  # of the successful call
+    cost_usd: float
+
+    def spend(self) -> Spend:
+        """Returns the call as an entry of a case's spend."""
+        return Spend(1, self.prompt_tokens, self.completion_tokens, self.cost_usd, self.latency_s)
+
+    def attempt(self, source: Literal["student", "refiner"], round: int) -> Attempt:
+        """Returns the answer as an attempt at a case."""
+        return Attempt(
+            round=round,
+            source=source,
+            text=self.text,
+            model=self.model,
+            adapter=self.adapter,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            logprob=self.logprob,
+            latency_s=self.latency_s,
+            cost_usd=self.cost_usd,
+        )
+
+
+def read_completion(response: Any, model: Model, adapter: str, latency_s: float, what: str) -> Completion:
+    """Reads a response; raises BadAnswer where it holds no answer."""
+    hidden = getattr(response, "_hidden_params", None) or {}
+    ours = hidden.get(OURS)
+    if isinstance(ours, Exception):
+        raise ours
+    if not response.choices:
+        raise BadAnswer(f"{what} answered without choices; expected one.")
+    choice = response.choices[0]
+    content = (choice.message.content or "").encode("utf-8", "replace").decode()  # a lone surrogate fits no message
+    thinking, text = split_thinking(content)
+    if not text:
+        raise BadAnswer(
+            f"{what} answered with empty content (finish reason {choice.finish_reason}). "
+            "If it spent max_tokens on thinking, raise max_tokens or turn thinking off."
+        )
+    usage = getattr(response, "usage", None)
+    prompt_tokens, completion_tokens = getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0)
+    listed = getattr(getattr(choice, "logprobs", None), "content", None)
+    return Completion(
+        text=text,
+        thinking=thinking or getattr(choice.message, "reasoning_content", None) or "",
+        model=model.model,
+        adapter=adapter,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        logprob=ours if ours is not None or not listed else sum(token.logprob for token in listed),
+        latency_s=latency_s,
+        cost_usd=_cost_usd(model, prompt_tokens, completion_tokens, hidden.get("response_cost")),
+    )
+
+
+def _cost_usd(model: Model, prompt_tokens: int, completion_tokens: int, known: float | None) -> float:
+    """Returns the cost by the settings' prices, else LiteLLM's own figure, else 0 for a model it does not know."""
+    if model.input_cost_per_token is None and model.output_cost_per_token is None:
+        return known or 0.0
+    return prompt_tokens * (model.input_cost_per_token or 0.0) + completion_tokens * (
+        model.output_cost_per_token or 0.0
+    )
