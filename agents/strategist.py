@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import msgspec
 
 from agents.models import Models
-from agents.prompts import STRATEGY_SCHEMA, read_json, strategist_messages
+from agents.prompts import read_json, strategist_messages, strategy_schema
+from agents.strategies import Names
 from schemas.case import Case, Strategy
 from schemas.errors import BadAnswer
 from schemas.settings import Settings
@@ -33,36 +35,57 @@ _STEERING = re.compile(
 )
 
 
-async def distil(case: Case, settings: Settings, models: Models, *, deadline: float) -> Case:
+async def distil(
+    case: Case, settings: Settings, models: Models, *, deadline: float, names: Names | None = None
+) -> Case:
     """Returns the case with a strategy, or without one where none is needed or usable.
 
-    An attempt that passed at once has nothing to distil and costs no call. A strategy that gives the answer
-    away, steers its reader, or cannot be read, is left out: the case is gold without one. Raises ModelError as
-    agents.models does, except BadAnswer.
+    1. An attempt that passed at once has nothing to distil and costs no call.
+    2. The strategist is shown what `names` knows, and may name one of these in place of a new wording.
+    3. A strategy that gives the answer away, steers its reader, or cannot be read, is left out: the case is gold
+       without one.
+    4. `names` gives it the name and wording it was first learned under. Where those words give this answer away, it
+       keeps its own under that name.
+    Raises ModelError as agents.models does, except BadAnswer.
     """
+    # 1.
     if case.rounds == 0:
         return case
-    prompt = strategist_messages(case, settings.task(case.task).rubric)
+    # 2.
+    known = names.known(case) if names is not None else []
+    prompt = strategist_messages(case, settings.task(case.task).rubric, known)
+    schema = strategy_schema(known)
     try:
-        answer = await models.complete(
-            "strategist", case.task, prompt, deadline=deadline, response_format=STRATEGY_SCHEMA
-        )
+        answer = await models.complete("strategist", case.task, prompt, deadline=deadline, response_format=schema)
     except BadAnswer:
         return case
-    spend = case.spend.plus(answer.spend())
-    strategy = read_strategy(answer.text, answer.model)
+    case = msgspec.structs.replace(case, spend=case.spend.plus(answer.spend()))
+    # 3.
+    strategy = read_strategy(answer.text, answer.model, known)
     if strategy is None or not is_plain(strategy) or leaks(strategy, case):
-        return msgspec.structs.replace(case, spend=spend)
-    return msgspec.structs.replace(case, strategy=strategy, spend=spend)
+        return case
+    # 4.
+    if names is not None and not strategy.id:
+        named = await names.name(case, strategy)
+        kept = strategy if leaks(named, case) else named
+        strategy = msgspec.structs.replace(kept, id=named.id, model=answer.model)
+    return msgspec.structs.replace(case, strategy=strategy)
 
 
-def read_strategy(text: str, model: str) -> Strategy | None:
-    """Reads {"mistake", "guardrail"} from a strategist's answer; None where it cannot be read or is empty."""
+def read_strategy(text: str, model: str, known: Sequence[Strategy] = ()) -> Strategy | None:
+    """Reads {"mistake", "guardrail"}, or {"same_as"} a known one, from a strategist's answer.
+
+    Returns None where it cannot be read, is empty, or names what it was not shown.
+    """
     try:
         found = read_json(text, _ModelStrategy)
     except BadAnswer:
         return None
     mistake, guardrail = found.mistake.strip(), found.guardrail.strip()
+    if found.same_as:
+        same = next((one for one in known if one.id == found.same_as), None)
+        if same is not None:
+            return msgspec.structs.replace(same, model=model)
     return Strategy(mistake, guardrail, model) if mistake and guardrail else None
 
 
@@ -98,5 +121,6 @@ def _words(text: str) -> list[str]:
 
 
 class _ModelStrategy(msgspec.Struct):
-    mistake: str
-    guardrail: str
+    mistake: str = ""
+    guardrail: str = ""
+    same_as: str = ""
