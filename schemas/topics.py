@@ -10,7 +10,7 @@ from typing import NamedTuple
 from schemas.settings import Role, Settings
 
 PROMPTS, ATTEMPTS, REFINE, ACCEPTED, OUTCOMES = "prompts", "attempts", "refine", "accepted", "outcomes"
-ADAPTERS, COMMANDS = "adapters", "commands"
+ADAPTERS, COMMANDS, STRATEGIES = "adapters", "commands", "strategies"
 
 STAGE_INPUT: dict[Role, str] = {
     "student": PROMPTS,
@@ -44,6 +44,7 @@ def topic_plan(settings: Settings) -> list[TopicPlan]:
     }
     # Outcomes are rebuilt into Parquet from here after a disaster: they stay four times as long.
     outcomes = flow | {"retention.ms": str(4 * kafka.retention_hours * 3_600_000)}
+    forever = {"retention.ms": "-1", "retention.bytes": "-1"}  # compaction would change which wording came first
     latest = {"cleanup.policy": "compact", "segment.ms": "3600000", "min.cleanable.dirty.ratio": "0.1"}
 
     def plan(name: str, config: dict[str, str], carries: str, partitions: int = kafka.partitions) -> TopicPlan:
@@ -58,4 +59,5 @@ def topic_plan(settings: Settings) -> list[TopicPlan]:
         plan(OUTCOMES, outcomes, "how each case ended, for the sink"),
         plan(ADAPTERS, latest, "which adapter serves each task", 1),
         plan(COMMANDS, latest, "pause and resume", 1),
+        plan(STRATEGIES, forever, "strategies as they were learned, merged and reworded", 1),
     ]

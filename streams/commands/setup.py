@@ -123,7 +123,8 @@ def _print_topics(states: Sequence[Any], as_json: bool) -> None:
     rows = []
     for state in states:
         plan = state.plan
-        keeps = plan.config.get("cleanup.policy") or f"{int(plan.config['retention.ms']) // 3_600_000} h"
+        hours = int(plan.config.get("retention.ms", 0)) // 3_600_000
+        keeps = plan.config.get("cleanup.policy") or ("for ever" if hours < 0 else f"{hours} h")
         exists = state.differs or ("yes" if state.exists else "no")
         rows.append([plan.name, plan.partitions, plan.replication, keeps, exists, plan.carries])
     print_table(["topic", "partitions", "replication", "keeps", "exists", "carries"], rows, as_json=as_json)
