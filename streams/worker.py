@@ -7,6 +7,7 @@ merged again without losing their place. `goldstream worker` runs it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -32,6 +33,7 @@ from streams.clients import METADATA_MAX_AGE_MS, client_name
 from streams.follow import Follower
 from streams.serving import Serving
 from streams.stage import BATCH_BYTES, Stage
+from streams.strategies import SharedLibrary
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog
 
@@ -39,12 +41,8 @@ log = logging.getLogger(__name__)
 get_logger("aiokafka").setLevel(logging.WARNING)
 get_logger("kafka.admin._groups").setLevel(logging.ERROR)  # the watchdog's looks: it cannot read Faust's metadata
 
-_AGENTS: dict[Role, Callable[..., Awaitable[Case]]] = {
-    "student": attempt,
-    "judge": judge,
-    "refiner": refine,
-    "strategist": distil,
-}
+Act = Callable[..., Awaitable[Case]]  # (case, settings, models, deadline=) -> the case, further on
+_AGENTS: dict[Role, Act] = {"student": attempt, "judge": judge, "refiner": refine}
 
 
 def group_id(settings: Settings, role: str) -> str:
@@ -88,6 +86,10 @@ async def run_worker(
         follower.start()
     for follower in followers:
         await asyncio.to_thread(follower.wait_ready)
+    library = SharedLibrary(settings) if "strategist" in roles else None
+    if library is not None:
+        library.start()
+        await asyncio.to_thread(library.wait_ready)
     # 2.
     models = make_models(settings, serving.versions)
     if "student" in roles:
@@ -101,7 +103,8 @@ async def run_worker(
     )
     try:
         for role in roles:
-            app, stage = _build(role, settings, models, cluster)
+            act = functools.partial(distil, names=library) if role == "strategist" else _AGENTS[role]
+            app, stage = _build(role, settings, models, cluster, act)
             apps.append(app)
             stages[role] = stage
         _apply_pauses(stages, paused)
@@ -121,11 +124,11 @@ async def run_worker(
         drain_s = settings.worker.drain_s if stop.is_set() else 0.0  # after a failure nothing may go on
         await _ended(drain_s + 1, [stage.stop(drain_s) for stage in stages.values()])
         await _ended(5, [app.stop() for app in apps])
-        threads = [watchdog.stop, *(follower.stop for follower in followers)]
+        threads = [watchdog.stop, *(follower.stop for follower in followers), *([library.stop] if library else [])]
         await _ended(3, [models.close(), *(asyncio.to_thread(stop) for stop in threads)])
 
 
-def _build(role: Role, settings: Settings, models: Models, cluster: str) -> tuple[Any, Stage]:
+def _build(role: Role, settings: Settings, models: Models, cluster: str, act: Act) -> tuple[Any, Stage]:
     app = faust.App(
         group_id(settings, role),
         broker=[f"kafka://{address}" for address in bootstrap_servers(settings)],
@@ -154,8 +157,6 @@ def _build(role: Role, settings: Settings, models: Models, cluster: str) -> tupl
             await app.producer.send_and_wait(topic, key, value, None, None, None)
         except (ProducerSendError, KafkaError) as error:
             raise undelivered(error) from error
-
-    act = _AGENTS[role]
 
     async def handle(case: Case, deadline: float) -> Case:
         calling_for.set(case.case_id)
