@@ -10,7 +10,8 @@ from typing import NamedTuple
 from schemas.settings import Role, Settings
 
 PROMPTS, ATTEMPTS, REFINE, ACCEPTED, OUTCOMES = "prompts", "attempts", "refine", "accepted", "outcomes"
-ADAPTERS, COMMANDS, STRATEGIES = "adapters", "commands", "strategies"
+ADAPTERS, COMMANDS, STRATEGIES, LEDGER = "adapters", "commands", "strategies", "ledger"
+LEDGER_DAYS = 400  # for which `goldstream cost` can tell what was spent
 
 STAGE_INPUT: dict[Role, str] = {
     "student": PROMPTS,
@@ -46,6 +47,7 @@ def topic_plan(settings: Settings) -> list[TopicPlan]:
     outcomes = flow | {"retention.ms": str(4 * kafka.retention_hours * 3_600_000)}
     forever = {"retention.ms": "-1", "retention.bytes": "-1"}  # compaction would change which wording came first
     latest = {"cleanup.policy": "compact", "segment.ms": "3600000", "min.cleanable.dirty.ratio": "0.1"}
+    ledger = {"cleanup.policy": "compact,delete", "retention.ms": str(LEDGER_DAYS * 86_400_000)}
 
     def plan(name: str, config: dict[str, str], carries: str, partitions: int = kafka.partitions) -> TopicPlan:
         return TopicPlan(settings.topic(name), partitions, kafka.replication, config, carries)
@@ -59,5 +61,6 @@ def topic_plan(settings: Settings) -> list[TopicPlan]:
         plan(OUTCOMES, outcomes, "how each case ended, for the sink"),
         plan(ADAPTERS, latest, "which adapter serves each task", 1),
         plan(COMMANDS, latest, "pause and resume", 1),
+        plan(LEDGER, latest | ledger, "what calls cost, by day, task, role and worker", 1),
         plan(STRATEGIES, forever, "strategies as they were learned, merged and reworded", 1),
     ]

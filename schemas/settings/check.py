@@ -9,6 +9,7 @@ from typing import Any
 
 from schemas.errors import SettingsError
 from schemas.settings.check_admission import check_admission
+from schemas.settings.check_budget import check_budget
 from schemas.settings.check_rubric import check_panel, check_rubric
 from schemas.settings.models import Model
 from schemas.settings.root import Settings, Task
@@ -48,8 +49,10 @@ def check(settings: Settings, path: Path) -> None:
             )
         _check_servers(task, f"{path}: tasks.{name}")
         _check_chain(task, f"{path}: tasks.{name}")
+        check_budget(task, f"{path}: tasks.{name}")
         for role in ROLES:
-            _check_secrets(task.model(role), f"{path}: tasks.{name}.{role}")
+            for one in (task.model(role), *task.model(role).fallbacks):
+                _check_secrets(one, f"{path}: tasks.{name}.{role}")
             model = task.model(role).model
             unused = role == "refiner" and all(step.by != "teacher" for step in task.refining.chain)
             if not model and role != "judge" and not unused:

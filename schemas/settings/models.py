@@ -22,6 +22,7 @@ class Model(Section, frozen=True):
     input_cost_per_token: float | None = None  # for models LiteLLM has no price for
     output_cost_per_token: float | None = None
     extra: dict[str, Any] = {}  # passed to LiteLLM as it is
+    fallbacks: tuple[Model, ...] = ()  # asked in this order where this one fails or is cooling down; not of a student
 
 
 class LocalModel(Section, frozen=True):

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from schemas.errors import SettingsError
 from schemas.settings.admission import NearDuplicates, Redact
+from schemas.settings.budget import Budget
 from schemas.settings.models import LocalModel, Model
 from schemas.settings.refining import Refining, Review, Strategies
 from schemas.settings.rubric import Panel, Rubric
@@ -42,6 +43,7 @@ class Task(Section, frozen=True):
     refining: Refining = Refining()
     strategies: Strategies = Strategies()
     review: Review = Review()
+    budget: Budget = Budget()
     trainer: Trainer = Trainer()
     gate: Gate = Gate()
     rollout: Rollout = Rollout()
