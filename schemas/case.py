@@ -189,6 +189,19 @@ class Review(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     judged_rules: tuple[str, ...] = ()
 
 
+class Charge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one hop of a case asked one model for, and what it cost; all charges together are the case's spend."""
+
+    role: str
+    model: str
+    round: int = 0  # of the attempt that was made or judged
+    calls: int = 1
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    model_s: float = 0.0
+
+
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a case ended. `reason` is a key of DEAD_REASONS, DROPPED_REASONS or UNRESOLVED_REASONS for those kinds."""
 
@@ -232,6 +245,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempts: tuple[Attempt, ...] = ()
     strategy: Strategy | None = None
     spend: Spend = Spend()
+    charges: tuple[Charge, ...] = ()  # the spend by role, model and round, in the order of the hops
     retries: int = 0  # trips through gs.retry topics at the present stage
     retry_stage: str = ""
     not_before_ms: int = 0

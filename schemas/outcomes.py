@@ -42,6 +42,18 @@ _attempt = pa.struct(
         ("changed", pa.float64()),
     ]
 )
+_charge = pa.struct(
+    [
+        ("role", pa.string()),
+        ("model", pa.string()),
+        ("round", pa.int32()),
+        ("calls", pa.int32()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("cost_usd", pa.float64()),
+        ("model_s", pa.float64()),
+    ]
+)
 _message = pa.struct([("role", pa.string()), ("content", pa.string()), ("json", pa.string())])
 
 OUTCOME_SCHEMA = pa.schema(
@@ -119,6 +131,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("production_completion_tokens", pa.int64()),
         ("production_cost_usd", pa.float64()),
         ("placeholders", pa.list_(pa.string())),  # that stand for personal values in the texts
+        ("charges", pa.list_(_charge)),  # the spend by role, model and round
     ]
 )
 
@@ -208,6 +221,7 @@ def outcome_row(case: Case, partition: int, offset: int) -> dict[str, Any]:
         "production_completion_tokens": case.production_completion_tokens or None,
         "production_cost_usd": case.production_cost_usd,
         "placeholders": list(case.placeholders) or None,
+        "charges": [msgspec.structs.asdict(charge) for charge in case.charges],
     }
 
 
