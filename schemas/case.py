@@ -46,6 +46,7 @@ DEAD_REASONS = {
     "model_rate_limited": "429 beyond every retry",
     "model_unavailable": "the endpoint was down beyond every retry",
     "model_timeout": "no answer within the deadline, beyond every retry",
+    "over_budget": "one call for it would cost more than its task may spend on a whole day",
     "model_refused": "the endpoint answered 4xx: the call itself is wrong",
     "bad_answer": "the model's answer is empty or cannot be parsed",
     "agent_error": "an agent raised an error that is not a model's",

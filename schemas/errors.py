@@ -10,14 +10,17 @@
     │   ├── RateLimited                       429; .retry_after_s where the server said it
     │   ├── ModelUnavailable                  connection refused, 5xx
     │   │   └── EndpointHeld                  not called at all: the endpoint's breaker is open
+    │   ├── BudgetHeld                        not called: a cap of its task is used up; .wait_s until it is not
     │   ├── ModelTimeout (TimeoutError)       the deadline passed
     │   ├── ModelRefused                      4xx: the call itself is wrong; not transient
+    │   │   ├── OverBudget                    one call would cost more than a day's cap
     │   │   └── EndpointRefused               401 to 404: whoever asks is refused, not the case
     │   └── BadAnswer (ValueError)            an answer that is empty or cannot be parsed; not transient
     ├── WriteRefused (RuntimeError)           the broker says no to a record, and will again
     ├── GoldError (RuntimeError)
     │   ├── ChainBroken                       landing files with a gap, an overlap or a bad footer
     │   └── Fenced                            another sink wrote this range first
+    ├── ReviewError (ValueError)              a decision that cannot be made on this case, or no longer
     ├── AdapterError (ValueError)             an adapter that must not be loaded
     ├── Overtaken (RuntimeError)              somebody promoted since; what was decided rests on an older log
     └── TrainingError (RuntimeError)          nothing to train on, a case beyond the context
@@ -104,6 +107,22 @@ class EndpointHeld(ModelUnavailable):
     """The call was not made: the endpoint's breaker is open. Says nothing about the case."""
 
 
+class BudgetHeld(ModelError):
+    """The call was not made: a cap of its task is used up for another `wait_s`. Says nothing about the case."""
+
+    reason = "budget_held"
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class OverBudget(ModelRefused):
+    """One call would cost more than its task may spend on a whole day."""
+
+    reason = "over_budget"
+
+
 class EndpointRefused(ModelRefused):
     """401, 402, 403 or 404: most likely whoever asks is refused, not this case."""
 
@@ -133,6 +152,10 @@ class ChainBroken(GoldError):
 
 class Fenced(GoldError):
     """Another sink has already written this offset range; this one must stop."""
+
+
+class ReviewError(GoldstreamError, ValueError):
+    """An expert's decision that cannot be made on this case, or no longer."""
 
 
 class AdapterError(GoldstreamError, ValueError):
