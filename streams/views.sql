@@ -30,6 +30,13 @@ CREATE OR REPLACE VIEW unresolved AS SELECT * FROM outcomes WHERE outcome = 'unr
 CREATE OR REPLACE VIEW dead AS SELECT * FROM outcomes WHERE outcome = 'dead';
 CREATE OR REPLACE VIEW holdout AS SELECT * FROM outcomes WHERE outcome = 'holdout';
 
+-- One row per expert decision that stands: what the expert said, and what the judge had said.
+CREATE OR REPLACE VIEW reviews AS
+SELECT case_id, task, epoch, outcome, review, reviewer, review_reason, review_rules, review_sampled, reviewed_at,
+       judge_passed, judge_name, judge_rules, review = 'accept' AS expert_passed
+FROM outcomes
+WHERE review IS NOT NULL;
+
 -- Training pairs. A: prompt -> answer. B: prompt -> strategy, answer; only where failed rounds taught one.
 CREATE OR REPLACE VIEW rgt_pairs AS
 SELECT case_id, task, split, dt, 'A' AS pair, messages, prompt, NULL::VARCHAR AS strategy, answer, corrected, ended_at
