@@ -1,13 +1,15 @@
 """The balance of the books: every source record that intake has read is an outcome, or still on its way.
 
 `goldstream audit` runs at any time, beside everything else. It compares three things by source coordinates: the
-source topics, what the stages have not finished, and the rows of the gold set.
+source topics, what the stages have not finished, and the rows of the gold set. A message that holds several calls is
+as many records: each case tells how many there were.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -37,7 +39,7 @@ _LISTED = 1000  # missing and double coordinates named one by one; beyond, they 
 
 
 class Place(NamedTuple):
-    """A source record."""
+    """A source record; one that holds several calls is named once for each that is missing."""
 
     topic: str
     partition: int
@@ -117,9 +119,9 @@ def audit(settings: Settings, task: str | None = None, again_after_s: float = 2.
             found, missing = _take_stock(settings, topics, cluster, admin, reader)
             if missing:
                 time.sleep(again_after_s)
-                suspects = set(missing)
+                suspects = Counter(missing)
                 found, missing = _take_stock(settings, topics, cluster, admin, reader)
-                missing = [place for place in missing if place in suspects]
+                missing = sorted((suspects & Counter(missing)).elements())
     except KafkaError as error:
         raise BrokerError(f"the topics could not be read: {error!r}. `goldstream doctor`, then try again.") from error
     for balance in found.partitions:
@@ -213,7 +215,8 @@ def _take_stock(
     1. note how far intake is
     2. read what the stages have not finished
     3. read the rows of the gold set
-    4. ask the source topics for the records at unmatched offsets: a gap may never have been a record
+    4. ask the source topics for the records at unmatched offsets: a gap may never have been a record. A record of
+       several calls of which some are there needs no asking
 
     What intake had committed at 1 was durable on a topic of ours by then, and so is found at 2 or has landed by 3.
     """
@@ -223,8 +226,8 @@ def _take_stock(
     # 2. 3.
     with _Books(settings, moving_cases(settings, admin, reader), cluster, topics) as books:
         # 4.
-        balances, unmatched = _compare(settings, reader, topics, read_to, books)
-        missing = [Place(r.topic, r.partition, r.offset) for r in read_scattered(reader, unmatched)]
+        balances, unmatched, incomplete = _compare(settings, reader, topics, read_to, books)
+        missing = [Place(r.topic, r.partition, r.offset) for r in read_scattered(reader, unmatched)] + incomplete
         double = books.double()
         found = Audit(
             balanced=False,
@@ -241,15 +244,16 @@ def _take_stock(
 
 def _compare(
     settings: Settings, reader: Any, topics: list[str] | None, read_to: Mapping[Any, Any], books: _Books
-) -> tuple[dict[Any, PartitionBalance], dict[Any, list[Range]]]:
-    """Returns the balance of every source partition, and what of those that intake reads is unmatched."""
+) -> tuple[dict[Any, PartitionBalance], dict[Any, list[Range]], list[Place]]:
+    """Returns the balance of every source partition, what of those that intake reads is unmatched, and what is
+    missing of records that are matched in part."""
     names = topics if topics is not None else settings.source_topics()
     existing = {TopicPartition(name, p) for name in names for p in reader.partitions_for_topic(name) or ()}
     existing |= {
         tp for tp in {*read_to, *books.counts} if tp.partition in (reader.partitions_for_topic(tp.topic) or ())
     }
     log_starts, log_ends = (look(sorted(existing)) for look in (reader.beginning_offsets, reader.end_offsets))
-    balances, unmatched = {}, {}
+    balances, unmatched, incomplete = {}, {}, []
     for tp in {*existing, *read_to, *books.counts}:
         position = read_to[tp].offset if tp in read_to else -1
         balance = balances[tp] = PartitionBalance(
@@ -267,7 +271,8 @@ def _compare(
             balance.uncomparable = sum(end - start for start, end in gaps(known, int(known[0]), readable_from))
         _, first = began(read_to[tp].metadata or "")
         unmatched[tp] = gaps(known, max(first, log_starts[tp]), position)
-    return balances, unmatched
+        incomplete += books.incomplete(tp, first, position)
+    return balances, unmatched, incomplete
 
 
 class _Books:
@@ -300,6 +305,11 @@ class _Books:
         result = self._connection.execute(_OFFSETS, [tp.topic, tp.partition]).fetchnumpy()
         return np.asarray(result["source_offset"], np.int64)
 
+    def incomplete(self, tp: Any, first: int, position: int) -> list[Place]:
+        """Returns the records of several calls that lack some, once for each, at first <= offset < position."""
+        result = self._connection.execute(_INCOMPLETE, [tp.topic, tp.partition, first, position]).fetchall()
+        return [Place(tp.topic, tp.partition, offset) for offset, lacking in result for _ in range(lacking)]
+
     def double(self) -> list[dict[str, Any]]:
         """Returns the cases that have more than one row of an epoch, and the records that became two cases."""
         found = []
@@ -331,12 +341,12 @@ class _Books:
             rank = (case.epoch, ended, len(case.attempts), judged, case.retries, order.get(name, -1))
             place = (source.topic, source.partition, source.offset, source.index)
             if place not in best or rank > best[place][0]:
-                best[place] = (rank, case.epoch, int(ended), name)
+                best[place] = (rank, source.count, case.epoch, int(ended), name)
         if undecodable:
             self.notes.append(f"{undecodable} messages on our topics are no cases; they become dead, undecodable_case")
         if strangers:
             self.notes.append(f"{strangers} cases on our topics were read from another cluster; not compared")
-        rows = [(*place, epoch, ended, name) for place, (_, epoch, ended, name) in best.items()]
+        rows = [(*place, *rest) for place, (_, *rest) in best.items()]
         columns: list[Any] = list(zip(*rows, strict=True)) or [[] for _ in _MOVING]
         return pa.table([pa.array(values, field.type) for values, field in zip(columns, _MOVING, strict=True)], _MOVING)
 
@@ -374,6 +384,7 @@ _MOVING = pa.schema(
         ("source_partition", pa.int32()),
         ("source_offset", pa.int64()),
         ("source_index", pa.int32()),
+        ("source_count", pa.int32()),
         ("epoch", pa.int32()),
         ("step", pa.int32()),
         ("name", pa.string()),
@@ -384,7 +395,7 @@ _PLACE = "source_topic, source_partition, source_offset, source_index"
 
 _ROWS = f"""
 CREATE TEMP TABLE written AS
-SELECT source_cluster, {_PLACE}, case_id, epoch, outcome
+SELECT source_cluster, {_PLACE}, coalesce(source_count, 1) AS source_count, case_id, epoch, outcome
 FROM landed
 WHERE $topics IS NULL OR list_contains($topics, source_topic)
 """
@@ -393,9 +404,9 @@ WHERE $topics IS NULL OR list_contains($topics, source_topic)
 _KNOWN = f"""
 CREATE TEMP TABLE known AS
 SELECT * FROM (
-  SELECT {_PLACE}, epoch, {_LANDED} AS step, outcome AS name FROM written WHERE source_cluster = $cluster
+  SELECT {_PLACE}, source_count, epoch, {_LANDED} AS step, outcome AS name FROM written WHERE source_cluster = $cluster
   UNION ALL
-  SELECT {_PLACE}, epoch, step, name FROM moving
+  SELECT {_PLACE}, source_count, epoch, step, name FROM moving
 )
 QUALIFY row_number() OVER (PARTITION BY {_PLACE} ORDER BY epoch DESC, step DESC) = 1
 """
@@ -404,6 +415,12 @@ _COUNTS = "SELECT source_topic, source_partition, step, name, count(*) FROM know
 
 _OFFSETS = """
 SELECT DISTINCT source_offset FROM known WHERE source_topic = ? AND source_partition = ? ORDER BY source_offset
+"""
+
+_INCOMPLETE = """
+SELECT source_offset, max(source_count) - count(*) AS lacking FROM known
+WHERE source_topic = ? AND source_partition = ? AND source_offset >= ? AND source_offset < ?
+GROUP BY source_offset HAVING lacking > 0 ORDER BY source_offset
 """
 
 _FOREIGN = "SELECT source_cluster, count(*) FROM written WHERE source_cluster <> ? GROUP BY ALL ORDER BY ALL"

@@ -25,6 +25,7 @@ from streams.clients import make_producer
 from streams.gold import open_gold
 from streams.intake import admit
 from streams.lookup import make_reader, read_records
+from streams.reader import Reader
 from streams.stage import Hop
 from streams.story import tell
 from streams.topics import cluster_id, connect_admin
@@ -99,7 +100,7 @@ def show_letter(settings: Settings, case_id: str) -> dict[str, Any]:
         with closing(make_reader(settings)) as reader:
             records = read_records(reader, [_place(case)])
         try:
-            value = _unchanged(case, records, cluster_id(settings))
+            value = _unchanged(case, records, cluster_id(settings)).value
             shown["record"] = value.decode("utf-8", "backslashreplace") if value is not None else None
             shown["note"] = "" if value is not None else "the record has no value"
         except _Stays as stays:
@@ -157,16 +158,16 @@ def redrive(
             for glance, _ in moving_cases(settings, admin, reader):
                 if glance is not None:
                     moving[glance.case_id] = max(glance.epoch, moving.get(glance.case_id, 0))
-            cluster = cluster_id(settings)
+            cluster, log_reader = cluster_id(settings), Reader(settings)
             for batch in _letters(settings, _match(reason, stage, task, case_id)):
                 # 2.
                 refused = [case for facts, case in batch if case is not None and facts["stage"] == "intake"]
                 places = [_place(case) for case in refused if case.source.cluster == cluster]
                 records = read_records(reader, places)
-                decided: list[tuple[dict[str, Any], Hop | _Stays]] = []
+                decided: list[tuple[dict[str, Any], list[Hop] | _Stays]] = []
                 for facts, case in batch:
                     try:
-                        decided.append((facts, _back(facts, case, moving, records, cluster, settings)))
+                        decided.append((facts, _back(facts, case, moving, records, cluster, settings, log_reader)))
                     except _Stays as stays:
                         decided.append((facts, stays))
                 # 3.
@@ -191,16 +192,25 @@ def revived(case: Case) -> Hop:
     return Hop(topic, again)
 
 
-def readmitted(case: Case, value: bytes | None, settings: Settings) -> Hop:
-    """Returns what a refused record becomes when intake reads it today, under the id and the next epoch of its letter.
+def readmitted(case: Case, record: Any, settings: Settings, log_reader: Reader) -> list[Hop]:
+    """Returns what a refused record becomes when intake reads it today; the letter's own item keeps id and place.
 
-    Raises _Stays where it would be dead again. A record that is now left out, say unsampled, does end: as dropped.
+    It gets the next epoch. A letter of a whole record may become several cases: the others are new, with ids of
+    their own. Raises _Stays where the letter's item would be dead again. What is now left out, say unsampled, does
+    end: as dropped.
     """
-    again = admit(value, case.source, settings)
-    if again.outcome is not None and again.outcome.kind == "dead":
-        raise _Stays("refused again", f"{again.outcome.reason}: {again.outcome.detail}")
-    again = msgspec.structs.replace(again, case_id=case.case_id, epoch=case.epoch + 1)
-    return Hop(PROMPTS if again.outcome is None else OUTCOMES, again)
+    cases = admit(record.value, record.headers, case.source, settings, log_reader)
+    if case.source.count > 1:  # its neighbours have ended each for itself
+        cases = [again for again in cases if again.source.index == case.source.index]
+        if not cases:
+            raise _Stays("impossible", "its record holds other prompts now than when it was read first")
+    mine = next((number for number, again in enumerate(cases) if again.source.index == case.source.index), 0)
+    ends = [again.outcome for again in cases]
+    if all(end is not None and end.kind == "dead" for end in ends) and (end := ends[mine]) is not None:
+        raise _Stays("refused again", f"{end.reason}: {end.detail}")
+    source = msgspec.structs.replace(cases[mine].source, index=case.source.index)
+    cases[mine] = msgspec.structs.replace(cases[mine], case_id=case.case_id, epoch=case.epoch + 1, source=source)
+    return [Hop(PROMPTS if again.outcome is None else OUTCOMES, again) for again in cases]
 
 
 def _back(
@@ -210,65 +220,70 @@ def _back(
     records: Mapping[tuple[str, int, int], Any],
     cluster: str,
     settings: Settings,
-) -> Hop:
+    log_reader: Reader,
+) -> list[Hop]:
     if case is None or facts["reason"] == "undecodable_case":
         raise _Stays("impossible", _UNDECODABLE)
     epoch = moving.get(case.case_id, 0)
     if epoch > case.epoch:
         raise _Stays("on its way", f"already redriven, at epoch {epoch}; `goldstream case {case.case_id}`")
     if facts["stage"] == "intake":
-        hop = readmitted(case, _unchanged(case, records, cluster), settings)
+        hops = readmitted(case, _unchanged(case, records, cluster), settings, log_reader)
     elif case.task not in settings.tasks:
         raise _Stays("impossible", f"task {case.task!r} is no longer in the settings")
     else:
-        hop = revived(case)
-    size, limit = len(encode_case(hop.case)), settings.kafka.max_message_bytes
+        hops = [revived(case)]
+    size, limit = max(len(encode_case(hop.case)) for hop in hops), settings.kafka.max_message_bytes
     if size > limit:
         raise _Stays("refused again", f"too_large: {size} bytes; kafka.max_message_bytes is {limit}")
-    return hop
+    return hops
 
 
-def _sent(decided: list[tuple[dict[str, Any], Hop | _Stays]], producer: Any, settings: Settings) -> Iterator[Redriven]:
-    futures: list[Any] = []
-    for _, hop in decided:
-        future = None
-        if isinstance(hop, Hop) and producer is not None:
-            key, value = hop.case.case_id.encode(), encode_case(hop.case)
-            try:
-                future = producer.send(settings.topic(hop.topic), key=key, value=value)
-            except KafkaError as error:
-                future = error
-        futures.append(future)
+def _sent(
+    decided: list[tuple[dict[str, Any], list[Hop] | _Stays]], producer: Any, settings: Settings
+) -> Iterator[Redriven]:
+    sent = [[] if isinstance(hops, _Stays) else [_send(producer, hop, settings) for hop in hops] for _, hops in decided]
     if producer is not None:
         producer.flush()
-    for (facts, hop), future in zip(decided, futures, strict=True):
+    for (facts, hops), futures in zip(decided, sent, strict=True):
         letter = (facts["case_id"], facts["stage"], facts["reason"])
-        if isinstance(hop, _Stays):
-            yield Redriven(*letter, hop.result, str(hop))
+        if isinstance(hops, _Stays):
+            yield Redriven(*letter, hops.result, str(hops))
             continue
-        where = f"{settings.topic(hop.topic)}, epoch {hop.case.epoch}"
+        mine = next(hop for hop in hops if hop.case.case_id == facts["case_id"])
+        where = f"{settings.topic(mine.topic)}, epoch {mine.case.epoch}"
+        where += f", and {len(hops) - 1} more cases of its record" if len(hops) > 1 else ""
         try:
-            if isinstance(future, KafkaError):
-                raise future
-            if future is not None:
-                future.get(timeout=30)
+            for future in futures:
+                if isinstance(future, KafkaError):
+                    raise future
+                if future is not None:
+                    future.get(timeout=30)
             yield Redriven(*letter, "would be redriven" if producer is None else "redriven", where)
         except KafkaError as error:
             yield Redriven(*letter, "not confirmed", f"{type(error).__name__}; redrive again, an epoch counts once")
 
 
-def _unchanged(case: Case, records: Mapping[tuple[str, int, int], Any], cluster: str) -> bytes | None:
-    """Returns the value of the record a letter was made from; raises _Stays where it is not to be had."""
+def _send(producer: Any, hop: Hop, settings: Settings) -> Any:
+    if producer is None:
+        return None
+    try:
+        return producer.send(settings.topic(hop.topic), key=hop.case.case_id.encode(), value=encode_case(hop.case))
+    except KafkaError as error:
+        return error
+
+
+def _unchanged(case: Case, records: Mapping[tuple[str, int, int], Any], cluster: str) -> Any:
+    """Returns the record a letter was made from; raises _Stays where it is not to be had."""
     topic, partition, offset = place = _place(case)
     where = f"{topic}[{partition}] at offset {offset}"
     if case.source.cluster != cluster:
         raise _Stays("gone", f"it was read from another cluster, {case.source.cluster}")
     if place not in records:
         raise _Stays("gone", f"{where} no longer holds the record: retention has removed it")
-    value: bytes | None = records[place].value
-    if hashlib.sha256(value or b"").hexdigest() != case.body_sha256:
+    if hashlib.sha256(records[place].value or b"").hexdigest() != case.body_sha256:
         raise _Stays("gone", f"{where} holds another record now: the topic was made anew")
-    return value
+    return records[place]
 
 
 def _place(case: Case) -> tuple[str, int, int]:

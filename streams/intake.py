@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
@@ -20,15 +21,16 @@ from kafka import ConsumerRebalanceListener, TopicPartition
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 from kafka.structs import OffsetAndMetadata
 
-from schemas.case import Case, OutcomeKind, Source, Split, coordinates_id, encode_case, producer_id
+from schemas.case import DROPPED_REASONS, Case, OutcomeKind, Source, Split, coordinates_id, encode_case, producer_id
 from schemas.commands import Pause
-from schemas.errors import RecordError, SettingsError
+from schemas.errors import RecordError, RegistryDown, SettingsError
 from schemas.faults import crash_point
 from schemas.settings import Settings
 from schemas.topics import COMMANDS, OUTCOMES, PROMPTS
 from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.follow import Follower
-from streams.records import Record, read_record
+from streams.reader import Headers, Reader
+from streams.records import Record
 from streams.stage import now_ms
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog
@@ -36,10 +38,11 @@ from streams.watchdog import Membership, Watchdog
 log = logging.getLogger(__name__)
 
 
-def admit(value: bytes | None, source: Source, settings: Settings) -> Case:
-    """Returns the case a source record becomes; one that is not admitted has its outcome set. Pure.
+def admit(value: bytes | None, headers: Headers, source: Source, settings: Settings, reader: Reader) -> list[Case]:
+    """Returns the cases a source record becomes, at least one; one that is not admitted has its outcome set.
 
-    A refused record enters no topic of ours with its text: its case holds coordinates, hash and reason.
+    What is refused enters no topic of ours with its text: its case holds coordinates, hash and reason. Raises
+    RegistryDown where the record cannot be read now.
     """
     task = settings.task_of_topic(source.topic)
     try:
@@ -48,22 +51,34 @@ def admit(value: bytes | None, source: Source, settings: Settings) -> Case:
         if value is not None and len(value) > settings.intake.max_record_bytes:
             limit = settings.intake.max_record_bytes
             raise RecordError("too_large", f"{len(value)} bytes; intake.max_record_bytes is {limit}")
-        record = read_record(value)
     except RecordError as error:
-        return _refused(value, source, task or "", "dead", error.reason, error.detail)
-    case_id = producer_id(record.request_id) if record.request_id else coordinates_id(source)
+        return [_refused(value, source, task or "", error)]
+    found = reader.read(value, headers, source.topic)
+    cases = []
+    for one in found:
+        place = msgspec.structs.replace(source, index=one.index, count=len(found))
+        if isinstance(one.record, RecordError):
+            cases.append(_refused(value, place, task, one.record))
+        else:
+            cases.append(_admit_one(value, one.record, place, task, settings))
+    return cases
+
+
+def _admit_one(value: bytes | None, record: Record, source: Source, task: str, settings: Settings) -> Case:
+    case_id = producer_id(record.event_id) if record.event_id else coordinates_id(source)
     key = settings.intake.split_key
-    if record.failed:
-        return _refused(value, source, task, "dropped", "failed_call", "", case_id)
     if share_of(key, "sample", case_id) >= settings.tasks[task].sample:
-        return _refused(value, source, task, "dropped", "unsampled", "", case_id)
+        return _refused(value, source, task, RecordError("unsampled", ""), case_id)
+    body = (
+        (record.messages, record.answer, record.tool_calls) if record.tool_calls else (record.messages, record.answer)
+    )
     case = Case(
         case_id=case_id,
         task=task,
         split=split_of(settings, conversation(record)),
         pipeline=settings.pipeline_version(task),
         source=source,
-        body_sha256=hashlib.sha256(msgspec.json.encode((record.messages, record.answer))).hexdigest(),
+        body_sha256=hashlib.sha256(msgspec.json.encode(body)).hexdigest(),
         trace_id=record.trace_id,
         session=keyed_hash(key, "session", conversation(record)),
         user=keyed_hash(key, "user", record.user) if record.user else "",
@@ -72,17 +87,27 @@ def admit(value: bytes | None, source: Source, settings: Settings) -> Case:
         messages=record.messages,
         production_answer=record.answer,
         production_model=record.model,
+        shape=record.shape,
+        event_ms=record.ts_ms,
+        tools=record.tools,
+        params=record.params,
+        production_tool_calls=record.tool_calls,
+        production_finish=record.finish_reason,
+        production_prompt_tokens=record.prompt_tokens,
+        production_completion_tokens=record.completion_tokens,
+        production_cost_usd=record.cost_usd,
+        feedback=record.feedback,
     )
     size, limit = len(encode_case(case)), settings.kafka.max_message_bytes
     if size > limit:
         detail = f"{size} bytes as a case; kafka.max_message_bytes is {limit}"
-        return _refused(value, source, task, "dead", "too_large", detail, case_id)
+        return _refused(value, source, task, RecordError("too_large", detail), case_id)
     return case
 
 
 def conversation(record: Record) -> str:
     """Returns what later turns and near copies of a conversation share: its session, or its first user turn."""
-    return record.session or next(m.text() for m in record.messages if m.role == "user")
+    return record.session_id or next(m.text() for m in record.messages if m.role == "user")
 
 
 def split_of(settings: Settings, conversation: str) -> Split:
@@ -109,12 +134,14 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
     2. admit each record and produce its case to gs.prompts, or its outcome to gs.outcomes
     3. wait until the broker has confirmed them all
     4. commit the positions
-    A failure between 2 and 4 reads the same records again: same records, same identities.
+    A failure between 2 and 4 reads the same records again: same records, same identities. A schema registry that
+    is down does too: the batch is given back and partitions are held, until it answers.
     """
     topics = settings.source_topics()
     if not topics:
         raise SettingsError("no task names a log topic to read; add [tasks.NAME] with topics to goldstream.toml.")
     cluster = cluster_id(settings)
+    reader = Reader(settings)
     paused = threading.Event()
     follower = Follower(settings, COMMANDS, lambda key, value: _apply_pause(value, paused)).start()
     follower.wait_ready()
@@ -133,6 +160,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
         positions = _Positions(consumer, settings)
         subscribe(consumer, topics, positions)
         announced = False
+        outage = _Outage()
         while not stop.is_set():
             watchdog.check()
             # 1.
@@ -140,13 +168,21 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
             if positions.settle() and not announced:
                 announced = True
                 ready()
-            _hold(consumer, paused.is_set(), positions)
+            _hold(consumer, paused.is_set() or outage.lasts(), positions)
             if not records:
                 positions.pass_markers()
                 continue
             # 2. 3.
             batch = [record for part in records.values() for record in part]
-            _produce_all(producer, batch, settings, cluster, stop)
+            try:
+                cases = _admit_all(batch, settings, cluster, reader)
+            except RegistryDown as error:
+                outage.note(error)
+                for tp, part in records.items():
+                    consumer.seek(tp, part[0].offset)
+                continue
+            outage.over()
+            _produce_all(producer, cases, settings, stop)
             if stop.is_set():
                 return  # not all confirmed: nothing is committed, the batch is read again
             # 4.
@@ -162,9 +198,8 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
         follower.stop()
 
 
-def _produce_all(producer: Any, batch: list[Any], settings: Settings, cluster: str, stop: threading.Event) -> None:
-    """Produces the successors of a batch and returns once all are confirmed, or `stop` is set."""
-    waiting = []
+def _admit_all(batch: list[Any], settings: Settings, cluster: str, reader: Reader) -> list[Case]:
+    cases = []
     for record in batch:
         source = Source(
             cluster=cluster,
@@ -174,7 +209,12 @@ def _produce_all(producer: Any, batch: list[Any], settings: Settings, cluster: s
             timestamp_ms=max(record.timestamp or 0, 0),
         )
         crash_point("intake.after_consume")
-        waiting.append(admit(record.value, source, settings))
+        cases += admit(record.value, record.headers, source, settings, reader)
+    return cases
+
+
+def _produce_all(producer: Any, waiting: list[Case], settings: Settings, stop: threading.Event) -> None:
+    """Produces cases and returns once all are confirmed, or `stop` is set."""
     pause_s = 0.2
     while waiting and not stop.is_set():
         sent = [(case, _send(producer, case, settings)) for case in waiting]
@@ -208,9 +248,8 @@ def _confirmed(future: Any, case: Case) -> bool:
         return False
 
 
-def _refused(
-    value: bytes | None, source: Source, task: str, kind: OutcomeKind, reason: str, detail: str, case_id: str = ""
-) -> Case:
+def _refused(value: bytes | None, source: Source, task: str, error: RecordError, case_id: str = "") -> Case:
+    """Returns the ended case of what is not admitted; without an id of its own, for another record may have that."""
     case = Case(
         case_id=case_id or coordinates_id(source),
         task=task,
@@ -219,7 +258,8 @@ def _refused(
         body_sha256=hashlib.sha256(value or b"").hexdigest(),
         created_ms=now_ms(),
     )
-    return case.ended(kind, "intake", now_ms(), reason, detail)
+    kind: OutcomeKind = "dropped" if error.reason in DROPPED_REASONS else "dead"
+    return case.ended(kind, "intake", now_ms(), error.reason, error.detail)
 
 
 def _apply_pause(value: bytes, paused: threading.Event) -> None:
@@ -240,6 +280,28 @@ def _hold(consumer: Any, paused: bool, positions: _Positions) -> None:
         consumer.pause(*(set(consumer.assignment()) - held))
     elif held:
         consumer.resume(*held)
+
+
+class _Outage:
+    """How long to wait before what could not be read is tried again: 1 s, doubling to 30."""
+
+    def __init__(self) -> None:
+        self._pause_s = 0.0
+        self._until = 0.0
+
+    def lasts(self) -> bool:
+        """Whether to wait still."""
+        return time.monotonic() < self._until
+
+    def note(self, error: RegistryDown) -> None:
+        """Notes one more failure."""
+        self._pause_s = min(max(2 * self._pause_s, 1.0), 30.0)
+        self._until = time.monotonic() + self._pause_s
+        log.warning("intake holds and tries again in %.0f s: %s", self._pause_s, error)
+
+    def over(self) -> None:
+        """Notes that all could be read."""
+        self._pause_s = 0.0
 
 
 class _Positions(ConsumerRebalanceListener):  # type: ignore[misc]

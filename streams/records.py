@@ -1,7 +1,7 @@
-"""Reading a product's log record: bytes of a shape we did not choose, to one canonical record.
+"""What every log shape comes down to: one canonical record for each call of the product to its model.
 
-Intake calls `read_record`. Today's shape is OpenAI chat completions, bare or with request and
-response side by side; a shape that is none of ours is a RecordError with its reason.
+streams.reader makes these from the bytes of a Kafka message; streams.shapes knows how each logger writes them.
+Intake admits them as cases.
 """
 
 from __future__ import annotations
@@ -14,111 +14,44 @@ from schemas.case import Message
 from schemas.errors import RecordError
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What any log shape comes down to."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One call: the prompt, what was answered, and what is known about it. Texts are "" where the log has none."""
 
     messages: tuple[Message, ...]
-    request_id: str = ""
-    answer: str | None = None
-    model: str = ""
-    session: str = ""
-    user: str = ""
+    completion: tuple[Message, ...] = ()  # the first choice; no thinking text
+    event_id: str = ""  # the producer's own id of the call
+    ts_ms: int = 0  # when the call was made
+    source: str = ""  # the service that logged it
     trace_id: str = ""
+    session_id: str = ""
     workload: str = ""
-    failed: bool = False  # the product's own call failed
+    user: str = ""
+    model: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    params: dict[str, Any] = {}
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reason: str = ""
+    status: str = "success"
+    cost_usd: float | None = None
+    feedback: dict[str, Any] = {}
+    shape: str = ""  # envelopes first: "cloudevents/openai-chat"
+
+    @property
+    def answer(self) -> str | None:
+        """The text that was answered; None where there is none, as in a pure tool call."""
+        texts = [message.text() for message in self.completion if message.content is not None]
+        return "\n".join(texts) if texts else None
+
+    @property
+    def tool_calls(self) -> tuple[dict[str, Any], ...]:
+        """The tools that the model called."""
+        return tuple(call for message in self.completion for call in message.tool_calls or ())
 
 
-# Where products put the two halves of a call.
-_HALVES = (("request", "response"), ("request_body", "response_body"))
+class Found(msgspec.Struct, frozen=True):
+    """One item of a Kafka message: a call, or why it is none. `index` is its place in a batched message, from 0."""
 
-
-def read_record(value: bytes | None) -> Record:
-    """Returns the record in `value`. Raises RecordError; its detail never quotes the record's text."""
-    body = _parse(value)
-    request, response = _halves(body)
-    raw = request.get("messages")
-    if raw is None:
-        raise RecordError("no_messages", f"no `messages` in the record; its keys are {_keys(body)}")
-    messages = _messages(raw)
-    choices = response.get("choices")
-    answer = _answer(choices) if choices is not None else None
-    metadata = request.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    return Record(
-        messages=messages,
-        request_id=_text(response.get("id")) or _text(body.get("request_id")) or _text(request.get("id")),
-        answer=answer,
-        model=_text(response.get("model")) or _text(request.get("model")),
-        session=_text(body.get("session_id")) or _text(metadata.get("session_id")),
-        user=_text(request.get("user")),
-        trace_id=_text(body.get("trace_id")) or _text(metadata.get("trace_id")),
-        workload=_text(body.get("workload_id")) or _text(metadata.get("workload")),
-        failed=bool(response.get("error")) and not choices,
-    )
-
-
-def _parse(value: bytes | None) -> dict[str, Any]:
-    if value is None or not value.strip():
-        raise RecordError("empty", "the record has no value")
-    try:
-        value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordError("not_utf8", f"byte {error.start} is not UTF-8") from None
-    try:
-        body = msgspec.json.decode(value)
-    except msgspec.DecodeError as error:
-        raise RecordError("not_json", str(error)) from None
-    except RecursionError:
-        raise RecordError("not_json", "nested too deeply") from None
-    if not isinstance(body, dict):
-        raise RecordError("wrong_shape", f"expected a JSON object, found {type(body).__name__}")
-    return body
-
-
-def _halves(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (request, response); both are the body itself where they are not told apart."""
-    for left, right in _HALVES:
-        if left in body:
-            request, response = body[left], body.get(right) or {}
-            for name, half in ((left, request), (right, response)):
-                if not isinstance(half, dict):
-                    raise RecordError("wrong_type", f"`{name}` is {type(half).__name__}, expected an object")
-            return request, response
-    return body, body
-
-
-def _messages(raw: Any) -> tuple[Message, ...]:
-    if not isinstance(raw, list):
-        raise RecordError("wrong_type", f"`messages` is {type(raw).__name__}, expected an array")
-    if not raw:
-        raise RecordError("no_messages", "`messages` is empty")
-    try:
-        messages = msgspec.convert(raw, tuple[Message, ...])
-    except msgspec.ValidationError as error:
-        raise RecordError("wrong_type", f"messages: {error}") from None
-    if not any(message.text().strip() for message in messages if message.role == "user"):
-        raise RecordError("no_messages", "no message of the user holds any text")
-    return messages
-
-
-def _answer(choices: Any) -> str | None:
-    """Returns the text of the first choice; None where there is none, as in a pure tool call."""
-    if not isinstance(choices, list):
-        raise RecordError("wrong_type", f"`choices` is {type(choices).__name__}, expected an array")
-    if not choices:
-        return None
-    message = choices[0].get("message") if isinstance(choices[0], dict) else None
-    if not isinstance(message, dict):
-        raise RecordError("wrong_type", "`choices[0].message` is missing or no object")
-    content = message.get("content")
-    if content is not None and not isinstance(content, str):
-        raise RecordError("wrong_type", f"`choices[0].message.content` is {type(content).__name__}, expected text")
-    return content
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value) if isinstance(value, int) else ""
-
-
-def _keys(body: dict[str, Any]) -> str:
-    return ", ".join(sorted(key[:40] for key in body)[:12]) or "none"
+    index: int
+    record: Record | RecordError
+    shape: str = ""

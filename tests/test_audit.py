@@ -89,6 +89,25 @@ def test_a_case_a_stage_swallowed_is_missing_until_it_turns_up(make_settings: Ma
     assert audit(settings, again_after_s=0.0).balanced
 
 
+def test_each_call_of_a_batched_record_is_counted_and_missed_by_itself(make_settings: Make, tmp_path: Path) -> None:
+    settings = start(make_settings, "logs-batched")
+    batch = [json.loads(openai_record(f"q {n}", f"req-{n}")) for n in range(4)]
+    produce(settings, "logs-batched", [json.dumps([*batch, {"x": 1}]).encode(), openai_record("single", "req-9")])
+    take_in(settings)
+    sink_all(settings)
+    balance = one_partition(found := audit(settings))
+    assert found.balanced
+    assert (balance.records, balance.in_flight, balance.ended) == (6, 5, {"dead": 1})
+    cases = cases_on(settings, "prompts")
+    commit_to_the_end(settings, "student", "prompts")
+    put(settings, "attempts", *(case for case in cases if case.case_id not in ("req-1", "req-2")))
+    found = audit(settings, again_after_s=0.0)
+    assert [tuple(place) for place in found.missing] == [("logs-batched", 0, 0)] * 2
+    assert (found.balanced, one_partition(found).records) == (False, 6)
+    put(settings, "attempts", *(case for case in cases if case.case_id in ("req-1", "req-2")))
+    assert audit(settings, again_after_s=0.0).balanced
+
+
 def test_offsets_without_a_record_are_not_missing(make_settings: Make) -> None:
     settings = start(make_settings, "logs-transactions")
     producer = KafkaProducer(**client_options(settings), transactional_id=f"{settings.kafka.topic_prefix}tx")

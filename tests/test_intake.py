@@ -15,7 +15,9 @@ from pipeline import STUB_TASK, openai_record, produce
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.settings import Settings, load_settings
 from streams.clients import make_consumer
-from streams.intake import admit, run_intake, share_of, split_of
+from streams.intake import admit as admit_all
+from streams.intake import run_intake, share_of, split_of
+from streams.reader import Reader
 from streams.topics import create_topics, ensure_source_topic
 
 HERE = Source(cluster="c", topic="logs", partition=1, offset=7)
@@ -31,6 +33,12 @@ def settings(tmp_path: Path) -> Settings:
 def record(**changes: Any) -> bytes:
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "id": "req-1"}
     return json.dumps(body | changes).encode()
+
+
+def admit(value: bytes | None, source: Source, settings: Settings) -> Case:
+    """Admits a record that becomes one case."""
+    (case,) = admit_all(value, (), source, settings, Reader(settings))
+    return case
 
 
 def test_an_openai_record_becomes_a_case_with_the_producers_id(settings: Settings) -> None:
@@ -85,6 +93,17 @@ def test_a_failed_production_call_is_dropped_with_its_reason(settings: Settings)
     outcome = admit(json.dumps(halves).encode(), HERE, settings).outcome
     assert outcome is not None
     assert (outcome.kind, outcome.reason) == ("dropped", "failed_call")
+
+
+def test_a_record_of_several_calls_becomes_several_cases_each_with_its_own_identity(settings: Settings) -> None:
+    calls = [json.loads(record(id="a")), json.loads(record(id=None)), {"messages": "no"}, json.loads(record(id="d"))]
+    cases = admit_all(json.dumps(calls).encode(), (), HERE, settings, Reader(settings))
+    assert [(case.source.index, case.source.count) for case in cases] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert [case.outcome.reason if case.outcome else "" for case in cases] == ["", "", "wrong_type", ""]
+    assert [cases[0].case_id, cases[3].case_id] == ["a", "d"]
+    assert len({case.case_id for case in cases}) == 4
+    again = admit_all(json.dumps(calls).encode(), (), HERE, settings, Reader(settings))
+    assert [case.case_id for case in again] == [case.case_id for case in cases]
 
 
 def test_sampling_is_decided_by_the_case_and_not_by_chance(tmp_path: Path) -> None:
