@@ -119,8 +119,8 @@ class Library:
                 self._names[record.task, record.id] = into.id
         elif isinstance(record, Rewording) and record.id in entries:
             entry = entries[record.id]
-            said = (entry.said[0], words_of(record.guardrail))
-            entries[record.id] = entry._replace(mistake=record.mistake, guardrail=record.guardrail, said=said)
+            both = (entry.said[0], words_of(record.guardrail))
+            entries[record.id] = entry._replace(mistake=record.mistake, guardrail=record.guardrail, said=both)
 
     def find(self, task: str, name: str) -> Entry | None:
         """Returns the entry that a name stands for, None for an unknown one."""

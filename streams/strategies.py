@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 NAMED_WITHIN_S = 8.0  # well inside an event's deadline
 _WARN_EVERY_S = 60.0
 
-_decoder = msgspec.json.Decoder(StrategyRecord)
+_decoder: msgspec.json.Decoder[StrategyRecord] = msgspec.json.Decoder(StrategyRecord)
 
 
 class SharedLibrary:
