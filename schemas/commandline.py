@@ -62,6 +62,14 @@ def one_task(settings: Settings, task: str | None) -> str:
     return task
 
 
+def reviewer(by: str | None) -> str:
+    """Returns who decides: the name given, else GOLDSTREAM_REVIEWER, else the user of this machine."""
+    import getpass
+    import os
+
+    return (by or os.environ.get("GOLDSTREAM_REVIEWER") or getpass.getuser()).strip()
+
+
 @contextlib.contextmanager
 def serving(name: str | None) -> Iterator[threading.Event]:
     """Gives a long-running command a stop event that SIGTERM and Ctrl-C set."""

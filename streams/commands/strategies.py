@@ -1,0 +1,81 @@
+"""The library of strategies: strategies list, merge, reword."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from schemas.commandline import as_json, one_task, reviewer, with_settings
+
+if TYPE_CHECKING:
+    from schemas.settings import Settings
+
+
+@click.group()
+def strategies() -> None:
+    """See what failed rounds have taught, and what each rule is called."""
+
+
+@strategies.command("list")
+@click.option("--task", help="One task's; default all.")
+@as_json
+@with_settings
+def strategies_list(settings: Settings, task: str | None, as_json: bool) -> None:
+    """List strategies with their name, wording, cases and broken rules, the most used first."""
+    from schemas.tables import print_table
+    from streams.strategies import Used, list_strategies
+
+    if task is not None:
+        settings.task(task)
+    found = list_strategies(settings, task)
+    if as_json:
+        print_table(Used._fields, found, as_json=True)
+        return
+    columns = ["task", "id", "cases", "rules", "mistake", "guardrail", "first seen", "last seen", "also"]
+    rows = [
+        [u.task, u.id, u.cases, ", ".join(u.rules), u.mistake, u.guardrail, u.first_seen, u.last_seen,
+         ", ".join(u.other_names)]
+        for u in found
+    ]  # fmt: skip
+    print_table(columns, rows, as_json=False)
+    older = sum(used.wordings > 1 for used in found)
+    if older:
+        click.echo(f"{older} of them stand in older rows in other words; rows are trained on in the words they hold")
+
+
+@strategies.command("merge")
+@click.argument("name")
+@click.argument("into")
+@click.option("--task", help="Their task; needed where there are several.")
+@click.option("--by", help="Who merges. Default: GOLDSTREAM_REVIEWER, else the user.")
+@with_settings
+def strategies_merge(settings: Settings, name: str, into: str, task: str | None, by: str | None) -> None:
+    """Make NAME another name of the strategy INTO: new rows carry INTO's name and words."""
+    from streams.strategies import merge_strategies
+
+    merge_strategies(settings, one_task(settings, task), name, into, reviewer(by))
+    click.echo(f"{name} is now another name of {into}; rows written before keep their words")
+
+
+@strategies.command("reword")
+@click.argument("name")
+@click.option("--mistake", default="", help="The mistake in other words.")
+@click.option("--guardrail", default="", help="The guardrail in other words.")
+@click.option("--task", help="Its task; needed where there are several.")
+@click.option("--by", help="Who rewords. Default: GOLDSTREAM_REVIEWER, else the user.")
+@with_settings
+def strategies_reword(
+    settings: Settings, name: str, mistake: str, guardrail: str, task: str | None, by: str | None
+) -> None:
+    """Give the strategy NAME other words; its name stays, and new rows carry the words."""
+    from schemas.errors import SettingsError
+    from streams.strategies import reword_strategy
+
+    if not mistake.strip() and not guardrail.strip():
+        raise SettingsError("say the new words with --mistake, --guardrail or both.")
+    reword_strategy(settings, one_task(settings, task), name, mistake, guardrail, reviewer(by))
+    click.echo(f"{name} has new words; rows written before keep theirs")
+
+
+COMMANDS = (strategies,)
