@@ -10,6 +10,7 @@ from typing import Any
 from schemas.errors import SettingsError
 from schemas.settings.check_admission import check_admission
 from schemas.settings.check_budget import check_budget
+from schemas.settings.check_mapping import check_mappings
 from schemas.settings.check_rubric import check_panel, check_rubric
 from schemas.settings.models import Model
 from schemas.settings.root import Settings, Task
@@ -26,6 +27,7 @@ def check(settings: Settings, path: Path) -> None:
             "kafka.sasl_username, its password into the variable that kafka.sasl_password_env names."
         )
     check_admission(settings, path)
+    check_mappings(settings, path)
     for name, task in settings.tasks.items():
         if not re.fullmatch(TASK_NAME, name):
             raise SettingsError(

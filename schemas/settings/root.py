@@ -12,6 +12,7 @@ from msgspec import Meta
 from schemas.errors import SettingsError
 from schemas.settings.admission import NearDuplicates, Redact
 from schemas.settings.budget import Budget
+from schemas.settings.mapping import Mapping, SchemaRegistry
 from schemas.settings.models import LocalModel, Model
 from schemas.settings.refining import Refining, Review, Strategies
 from schemas.settings.rubric import Panel, Rubric
@@ -28,6 +29,7 @@ class Task(Section, frozen=True):
     workloads: tuple[str, ...] = ()  # of any of these names, which may hold * and ?; empty: of any
     models: tuple[str, ...] = ()  # answered by any of these models, likewise
     where: str = ""  # a JMESPath expression that is true of the record, e.g. "source == 'helpdesk'"
+    map: Mapping = Mapping()  # reads records of a shape we do not know
     sample: Share = 1.0
     per_day: Annotated[int, Meta(ge=0)] = 0  # cases of a day of the records' own clock, UTC; 0: no limit
     redact: Redact = Redact()
@@ -64,6 +66,8 @@ class Settings(Section, frozen=True):
     sink: Sink = Sink()
     webhook: Webhook = Webhook()
     local: dict[str, LocalModel] = {}
+    map: dict[str, Mapping] = {}  # by topic; before that of a task
+    schema_registry: SchemaRegistry = SchemaRegistry()
     tasks: dict[str, Task] = {}
 
     @property
@@ -95,6 +99,11 @@ class Settings(Section, frozen=True):
     def task_of_topic(self, topic: str) -> str | None:
         """Returns the first task that reads this source topic."""
         return next((name for name, task in self.tasks.items() if topic in task.topics), None)
+
+    def mapping(self, topic: str) -> Mapping:
+        """Returns how records of a topic are mapped: as said for the topic, else by the first task that reads it so."""
+        of_tasks = (task.map for task in self.tasks.values() if topic in task.topics and task.map.expressions())
+        return self.map.get(topic) or next(of_tasks, Mapping())
 
     def source_topics(self) -> list[str]:
         """Returns the product's log topics, in the order of the tasks."""
