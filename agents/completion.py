@@ -47,11 +47,28 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_completion(response: Any, model: Model, adapter: str, latency_s: float, what: str) -> Completion:
-    """Reads a response; raises BadAnswer where it holds no answer."""
+    """Reads a response; raises BadAnswer, which carries the spend, where it holds no answer."""
     hidden = getattr(response, "_hidden_params", None) or {}
     ours = hidden.get(OURS)
     if isinstance(ours, Exception):
         raise ours
+    usage = getattr(response, "usage", None)
+    prompt_tokens, completion_tokens = getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0)
+    spend = Spend(
+        1,
+        prompt_tokens,
+        completion_tokens,
+        _cost_usd(model, prompt_tokens, completion_tokens, hidden.get("response_cost")),
+        latency_s,
+    )
+    try:
+        return _answer(response, ours, model, adapter, spend, what)
+    except BadAnswer as error:
+        error.spend = spend
+        raise
+
+
+def _answer(response: Any, ours: float | None, model: Model, adapter: str, spend: Spend, what: str) -> Completion:
     if not response.choices:
         raise BadAnswer(f"{what} answered without choices; expected one.")
     choice = response.choices[0]
@@ -62,19 +79,17 @@ def read_completion(response: Any, model: Model, adapter: str, latency_s: float,
             f"{what} answered with empty content (finish reason {choice.finish_reason}). "
             "If it spent max_tokens on thinking, raise max_tokens or turn thinking off."
         )
-    usage = getattr(response, "usage", None)
-    prompt_tokens, completion_tokens = getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0)
     listed = getattr(getattr(choice, "logprobs", None), "content", None)
     return Completion(
         text=text,
         thinking=thinking or getattr(choice.message, "reasoning_content", None) or "",
         model=model.model,
         adapter=adapter,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
+        prompt_tokens=spend.prompt_tokens,
+        completion_tokens=spend.completion_tokens,
         logprob=ours if ours is not None or not listed else sum(token.logprob for token in listed),
-        latency_s=latency_s,
-        cost_usd=_cost_usd(model, prompt_tokens, completion_tokens, hidden.get("response_cost")),
+        latency_s=spend.model_s,
+        cost_usd=spend.cost_usd,
     )
 
 

@@ -16,22 +16,28 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 
+from agents.account import Call
+from agents.billing import billed
+from agents.budget import Budget, Reservation
 from agents.completion import Completion, read_completion
 from agents.endpoints import PROBE, Endpoint, Endpoints, Key, key_of
 from agents.engines import Choose, Engines
 from agents.local import LocalEngine
+from agents.prices import expected
 from agents.providers import call_engine, failure, load_litellm
+from agents.routing import Routes
 from schemas.adapters import served_name
-from schemas.case import Message
+from schemas.case import Message, Spend
 from schemas.chat import to_chat
 from schemas.errors import (
     AdapterError,
+    BudgetHeld,
     EndpointHeld,
     ModelError,
     ModelTimeout,
@@ -54,6 +60,8 @@ class Models:
         self._settings = settings
         self._engines = Engines(settings, serving)
         self._endpoints = Endpoints(settings.worker, self._ask)
+        self._routes = Routes(settings.worker.breaker_longest_s)
+        self.budget = Budget(settings)
 
     async def complete(
         self,
@@ -72,9 +80,10 @@ class Models:
         1. The student's adapter is the first that `serving` names and that could be used lately, else the base; the
            completion says which one answered.
         2. A call ends at the model's timeout_s or the deadline, whatever the server does.
-        3. Transient errors are repeated with backoff, or after what Retry-After asks, while that fits the deadline.
+        3. A call for a case waits for leave of the task's budget first, and is charged to it whatever comes.
+        4. Transient errors are repeated with backoff, or after what Retry-After asks, while that fits the deadline.
         `by` asks another role's model for it, with the student its adapter too; `model` one that is no role's.
-        Raises RateLimited, ModelUnavailable, ModelTimeout, ModelRefused or BadAnswer.
+        Raises RateLimited, ModelUnavailable, ModelTimeout, ModelRefused, BadAnswer or BudgetHeld.
         """
         loop = asyncio.get_running_loop()
         by, case_id = by or role, calling_for.get()
@@ -91,12 +100,15 @@ class Models:
             left_s = deadline - loop.time()
             if left_s <= 0:
                 raise ModelTimeout(f"{role} of {task}: the deadline passed before {model.model} could be called.")
-            timeout_s = min(model.timeout_s, left_s)
+            reserved = None
+            if case_id:
+                reserved = await self._reserved(role, task, model, messages, latest)
+                left_s = deadline - loop.time()
+            timeout_s = min(sum(one.timeout_s for one in (model, *model.fallbacks)), left_s)
             try:
                 async with asyncio.timeout(timeout_s):
-                    completion = await self._call(
-                        role, task, model, adapter, messages, timeout_s, response_format, thinking, by
-                    )
+                    call = self._call(role, task, model, adapter, messages, timeout_s, response_format, thinking, by)
+                    completion = await (self._charged(call, reserved, role) if reserved else call)
                 if endpoint is not None:
                     self._endpoints.note(endpoint, case_id, None)
                 return completion
@@ -121,14 +133,21 @@ class Models:
                 await asyncio.sleep(pause_s)
 
     def held(self, role: Role) -> bool:
-        """Tells whether no case of this role should be taken: every task's endpoint is down or limits its callers.
+        """Tells whether no case of this role should be taken: every task's endpoint is down or limits its callers, or
+        the task's budget is used up.
 
         A task that never calls a model in this role (a judge in code) can always go on.
         """
-        return self._endpoints.all_held(key_of(role, task.model(role)) for task in self._settings.tasks.values())
+        tasks = self._settings.tasks.items()
+        return bool(tasks) and all(
+            self._endpoints.is_held(key_of(role, task.model(role))) or self.budget.is_held(name, role)
+            for name, task in tasks
+        )
 
     async def outage_s(self, role: Role, task: str, case_id: str, error: ModelError) -> float | None:
-        """Returns None if a failure is this case's own fault, else the seconds its endpoint stays held."""
+        """Returns None if a failure is this case's own fault, else the seconds its endpoint or budget stays held."""
+        if isinstance(error, BudgetHeld):
+            return error.wait_s
         key = Key(*error.endpoint) if error.endpoint else key_of(role, self._settings.task(task).model(role))
         return await self._endpoints.outage_s(key, case_id, error)
 
@@ -144,7 +163,8 @@ class Models:
         await self._engines.made("litellm", load_litellm)
         for role in ROLES:
             model = self._settings.task(task).model(role)
-            _api_key(model)
+            for one in (model, *model.fallbacks):
+                _api_key(one)
             provider, _, name = model.model.partition("/")
             if provider == "local":
                 await self._engines.get(name)
@@ -165,7 +185,40 @@ class Models:
     async def _ask(self, endpoint: Endpoint, timeout_s: float) -> None:
         """Makes the small call of a probe."""
         model = msgspec.structs.replace(endpoint.model, max_tokens=1)
-        await self._call(endpoint.key.role, endpoint.task, model, "", PROBE, timeout_s, None, False, endpoint.key.role)
+        role = endpoint.key.role
+        answer = await self._call(role, endpoint.task, model, "", PROBE, timeout_s, None, False, role)
+        self.budget.charge(endpoint.task, role, answer.model, answer.spend())
+
+    async def _reserved(
+        self, role: Role, task: str, model: Model, messages: Sequence[Message], latest: float
+    ) -> Reservation:
+        """Waits for leave to make a call; raises BudgetHeld or OverBudget."""
+        bill = billed.get()
+        round = bill.round_of(role) if bill else 0
+        if not self.budget.limits(task, role):
+            return self.budget.admit(task, role, Call(model.model, round, 0, 0.0))
+        priced = self._settings.task(task).budget.caps_money(role)
+        call = expected(model, messages, round, priced=priced)
+        return await self.budget.acquire(task, role, call, latest)
+
+    async def _charged(self, call: Awaitable[Completion], reserved: Reservation, role: Role) -> Completion:
+        """Makes a call and charges it: what it cost, nothing if refused, what was reserved if it was cut short."""
+        bill = billed.get()
+        try:
+            completion = await call
+        except (ModelError, AdapterError) as error:
+            spend: Spend | None = getattr(error, "spend", None)
+            if spend is not None and bill is not None:
+                bill.add(role, reserved.call.model, spend)
+            reserved.settle(spend, free=not isinstance(error, ModelTimeout))
+            raise
+        else:
+            if bill is not None:
+                bill.add(role, completion.model, completion.spend())
+            reserved.settle(completion.spend(), model=completion.model)
+            return completion
+        finally:
+            reserved.settle()
 
     async def _call(
         self,
@@ -183,15 +236,7 @@ class Models:
         imported = load_litellm.cache_info().currsize
         litellm = load_litellm() if imported else await self._engines.made("litellm", load_litellm)
         provider, _, name = model.model.partition("/")
-        call = dict(model.extra) | {
-            "model": model.model,
-            "messages": to_chat(messages),
-            "temperature": model.temperature,
-            "max_tokens": model.max_tokens,
-            "timeout": timeout_s,
-            "num_retries": 0,
-            "max_retries": 0,
-        }
+        call = _params(model) | {"messages": to_chat(messages), "timeout": timeout_s, "num_retries": 0}
         if provider == "local":
             engine = await self._engines.get(name)
             if adapter:
@@ -204,21 +249,35 @@ class Models:
             body = dict(call.get("extra_body") or {})
             body["chat_template_kwargs"] = {**body.get("chat_template_kwargs", {}), "enable_thinking": thinking}
             call |= {"extra_body": body, "logprobs": True}
-        if provider not in ("local", "scripted"):
-            if response_format is not None:
-                call["response_format"] = response_format
-            if model.api_base:
-                call["api_base"] = model.api_base
-            if key := _api_key(model):
-                call["api_key"] = key
-        started = time.perf_counter()
+        if response_format is not None and provider not in ("local", "scripted"):
+            call["response_format"] = response_format
+        what, started, asked = f"{role} of {task}: {call['model']}", time.perf_counter(), model
         try:
-            response = await litellm.acompletion(**call)
+            if model.fallbacks:
+                told = {name: call[name] for name in ("messages", "response_format") if name in call}
+                response, model = await self._routes.complete(model, _params, **told)
+            else:
+                response = await litellm.acompletion(**call)
         except Exception as error:
-            raise failure(error, f"{role} of {task}: {call['model']}", adapter, messages, _api_key(model)) from None
-        return read_completion(
-            response, model, adapter, time.perf_counter() - started, f"{role} of {task}: {call['model']}"
-        )
+            keys = [_api_key(one) for one in (asked, *asked.fallbacks)]
+            raise failure(error, what, adapter, messages, keys) from None
+        return read_completion(response, model, adapter, time.perf_counter() - started, what)
+
+
+def _params(model: Model) -> dict[str, Any]:
+    """Returns what LiteLLM is told of a model on every call."""
+    told = dict(model.extra) | {
+        "model": model.model,
+        "temperature": model.temperature,
+        "max_tokens": model.max_tokens,
+        "max_retries": 0,
+    }
+    if not model.model.startswith(("local/", "scripted/")):
+        if model.api_base:
+            told["api_base"] = model.api_base
+        if key := _api_key(model):
+            told["api_key"] = key
+    return told
 
 
 def _at(endpoint: Endpoint, error: ModelError) -> ModelError:

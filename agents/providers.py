@@ -105,10 +105,10 @@ def load_litellm() -> Any:
     return litellm
 
 
-def failure(error: Exception, what: str, adapter: str, messages: Sequence[Message], key: str) -> Exception:
+def failure(error: Exception, what: str, adapter: str, messages: Sequence[Message], keys: Sequence[str]) -> Exception:
     """Returns what LiteLLM raised as one of our errors; a 404 with an adapter means that adapter is missing."""
     status = getattr(error, "status_code", None)
-    text = f"{what}: {_detail(error, messages, key)}"
+    text = f"{what}: {_detail(error, messages, keys)}"
     if adapter and status == 404:
         return AdapterError(text)
     if status == 408 or "Timeout" in type(error).__name__:
@@ -124,14 +124,15 @@ def failure(error: Exception, what: str, adapter: str, messages: Sequence[Messag
     return ModelRefused(text)
 
 
-def _detail(error: Exception, messages: Sequence[Message], key: str) -> str:
+def _detail(error: Exception, messages: Sequence[Message], keys: Sequence[str]) -> str:
     """Returns the first line of an error's text, short, without the key and without the prompt.
 
     Servers quote what they were asked whole, cut or escaped, so every word that the prompt holds too is left out,
     unless it is one of those in which servers speak of a call.
     """
     text = str(error).partition("\n")[0][:1000]
-    text = text.replace(key, "[key]") if key else text
+    for key in keys:
+        text = text.replace(key, "[key]") if key else text
     text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else " ", text)
     asked = msgspec.json.encode([message.text() for message in messages]).decode().lower()
     asked = _ESCAPED.sub(" ", asked)

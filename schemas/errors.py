@@ -72,6 +72,7 @@ class ModelError(GoldstreamError, RuntimeError):
     transient = True
     reason = "model_error"
     endpoint: tuple[Any, str, str] | None = None  # role, model and address it met, where that is known
+    spend: Any = None  # a schemas.case.Spend: what an answer that cannot be used has cost
 
 
 class RateLimited(ModelError):

@@ -6,8 +6,8 @@ commits past holes otherwise.
 
 When something cannot go on, the stage takes no new events; lag grows in Kafka, memory does not:
 - an operator's pause, until it is lifted; cases in flight are finished
-- the models of its role are held (agents.models): cases in flight wait in place, or return through a retry topic
-  without a mark against them, since an outage is nobody's fault
+- the models of its role are held (agents.models), or its budget is used up (agents.budget): cases in flight wait in
+  place, or return through a retry topic without a mark against them, since that is nobody's fault
 - the broker refuses a successor: its event stays unacknowledged, a log line a minute says what to do
 - too much is done and not acknowledged because one event takes long
 """
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from agents.billing import Bill, billed
 from agents.chain import Stop, next_step
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.errors import ModelError, ModelTimeout, RecordError, WriteRefused
@@ -77,6 +78,7 @@ class Stage:
         generation: Callable[[], int | None],
         models_held: Callable[[], bool] = lambda: False,
         outage_s: Outage = _never_out,
+        one_by_one: bool = False,
     ) -> None:
         self.role = role
         self.settings = settings
@@ -88,6 +90,7 @@ class Stage:
         self._generation = generation  # of the group's assignment; a message carries the one it was fetched under
         self._models_held = models_held
         self._outage_s = outage_s
+        self._one_by_one = one_by_one  # each case asks for its share of a budget before the next is taken
         self._slots = asyncio.Semaphore(settings.worker.cases_in_flight)
         self._queues: dict[Any, _Queue] = {}
         self._running: dict[tuple[Any, int], _Entry] = {}
@@ -121,6 +124,8 @@ class Stage:
                 raise
             if event.message.generation_id == self._generation():
                 self._take(event)
+                if self._one_by_one:
+                    await asyncio.sleep(0)
             else:  # a rebalance passed while it waited: it is read again, by us or by another
                 self._slots.release()
 
@@ -232,6 +237,8 @@ class Stage:
             case = decode_case(value)
         except RecordError as error:
             return None, Hop(OUTCOMES, self._undecodable(entry, error))
+        bill = Bill(case.rounds)
+        billed.set(bill)
         loop = asyncio.get_running_loop()
         limit_s = self.settings.worker.event_deadline_s
         try:
@@ -241,15 +248,15 @@ class Stage:
         except TimeoutError as error:
             if not isinstance(error, ModelTimeout):
                 error = ModelTimeout(f"the {self.role} took longer than {limit_s:.0f} s")
-            return case, await self._after_error(case, error)
+            return case, await self._after_error(bill.on(case, case), error)
         except ModelError as error:
-            return case, await self._after_error(case, error)
+            return case, await self._after_error(bill.on(case, case), error)
         except Exception as error:
             where = _where(error)
             log.error("%s: an agent failed on case %s, a dead letter now: %s", self.role, case.case_id, where)
-            return case, self._dead(case, "agent_error", where)
+            return case, self._dead(bill.on(case, case), "agent_error", where)
         crash_point(f"{self.role}.after_call")
-        return case, next_hop(self.role, _served(advanced), self.settings)
+        return case, next_hop(self.role, _served(bill.on(case, advanced)), self.settings)
 
     async def _after_error(self, case: Case, error: ModelError) -> Hop:
         """Decides what a failed model call means for a case.

@@ -18,8 +18,10 @@ from aiokafka.errors import BrokerResponseError, KafkaError, MessageSizeTooLarge
 from faust.exceptions import ProducerSendError
 from mode.utils.logging import get_logger
 
+from agents.budget import Budget
 from agents.judge import judge, load_verifier
 from agents.models import Choose, Models, calling_for
+from agents.prices import check_prices
 from agents.refiner import refine
 from agents.strategist import distil
 from agents.student import attempt
@@ -27,12 +29,13 @@ from schemas.case import Case
 from schemas.commands import Pause
 from schemas.errors import ModelError, WriteRefused
 from schemas.kafka import bootstrap_servers, sasl_password
-from schemas.settings import Role, Settings
+from schemas.settings import ROLES, Role, Settings
 from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
 from streams.clients import METADATA_MAX_AGE_MS, client_name
 from streams.follow import Follower
+from streams.ledger import Ledger, partition_counts
 from streams.serving import Serving
-from streams.stage import BATCH_BYTES, Stage
+from streams.stage import BATCH_BYTES, Stage, now_ms
 from streams.strategies import SharedLibrary
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog
@@ -92,6 +95,13 @@ async def run_worker(
         await asyncio.to_thread(library.wait_ready)
     # 2.
     models = make_models(settings, serving.versions)
+    budget = models.budget = Budget(settings, now_ms)
+    if any(task.budget.caps_money(role) for task in settings.tasks.values() for role in roles):
+        await asyncio.to_thread(check_prices, settings, roles)
+    partitions = await asyncio.to_thread(partition_counts, settings)
+    for role in ROLES:
+        budget.take_share(role, 0.0)
+    ledger = Ledger(settings, budget)
     if "student" in roles:
         for name in settings.tasks:
             await models.warm(name)
@@ -102,9 +112,10 @@ async def run_worker(
         [Membership(group_id(settings, r), client_name(r), [settings.topic(STAGE_INPUT[r])]) for r in roles],
     )
     try:
+        await ledger.start()
         for role in roles:
             act = functools.partial(distil, names=library) if role == "strategist" else _AGENTS[role]
-            app, stage = _build(role, settings, models, cluster, act)
+            app, stage = _build(role, settings, models, cluster, act, partitions[role])
             apps.append(app)
             stages[role] = stage
         _apply_pauses(stages, paused)
@@ -123,12 +134,14 @@ async def run_worker(
         # 4.
         drain_s = settings.worker.drain_s if stop.is_set() else 0.0  # after a failure nothing may go on
         await _ended(drain_s + 1, [stage.stop(drain_s) for stage in stages.values()])
-        await _ended(5, [app.stop() for app in apps])
+        await _ended(5, [ledger.stop(), *(app.stop() for app in apps)])
         threads = [watchdog.stop, *(follower.stop for follower in followers), *([library.stop] if library else [])]
         await _ended(3, [models.close(), *(asyncio.to_thread(stop) for stop in threads)])
 
 
-def _build(role: Role, settings: Settings, models: Models, cluster: str, act: Act) -> tuple[Any, Stage]:
+def _build(
+    role: Role, settings: Settings, models: Models, cluster: str, act: Act, partitions: int = 1
+) -> tuple[Any, Stage]:
     app = faust.App(
         group_id(settings, role),
         broker=[f"kafka://{address}" for address in bootstrap_servers(settings)],
@@ -174,6 +187,7 @@ def _build(role: Role, settings: Settings, models: Models, cluster: str, act: Ac
         lambda: app.consumer_generation_id,
         lambda: models.held(role),
         outage_s,
+        any(models.budget.limits(task, role) for task in settings.tasks),
     )
     raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     topic = app.topic(settings.topic(STAGE_INPUT[role]), **raw)
@@ -185,6 +199,7 @@ def _build(role: Role, settings: Settings, models: Models, cluster: str, act: Ac
     @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
     async def on_assigned(app: Any, assigned: Any, **kwargs: Any) -> None:
         stage.assigned(assigned)
+        models.budget.take_share(role, len(assigned) / partitions)
 
     return app, stage
 

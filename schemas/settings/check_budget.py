@@ -18,6 +18,11 @@ def check_budget(task: Task, where: str) -> None:
             )
         for number, one in enumerate((model, *model.fallbacks)):
             key = f"{where}.{role}" + (f".fallbacks[{number - 1}]" if number else "")
+            if model.fallbacks and one.model.startswith(("local/", "scripted/")):
+                raise SettingsError(
+                    f"{key}: {one.model} runs in this very process and cannot be down alone; it neither has fallbacks "
+                    "nor is one. Name models behind an address."
+                )
             if number and (one.fallbacks or not one.model):
                 wrong = "has fallbacks of its own; list all in one" if one.fallbacks else "has no model; name one"
                 raise SettingsError(f"{key} {wrong}.")
