@@ -1,26 +1,29 @@
 """The judge: says whether an answer is acceptable, and if not, which rule it breaks, where and why.
 
-Verifiers in code come first; a rubric judge (a model with structured output) is asked where no
-verifier is set. The stream stage judges cases, the trainer's gate judges answers.
+Programs come first: the rubric's verifier, or the checks of its rules (agents.verifiers). What no program decides is
+asked of a model with structured output, or of several (agents.panel). The stream stage judges cases, the trainer's
+gate judges answers.
 """
 
 from __future__ import annotations
 
-import importlib
-import re
-import unicodedata
-from collections.abc import Callable, Sequence
-from functools import cache
+import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from agents.models import Models
-from agents.prompts import judge_messages, read_json, verdict_schema
+from agents.panel import decided, first_asked, merged, seats
+from agents.prompts import judge_messages, verdict_schema
+from agents.verdict import find_hinge, make_verdict, read_vote
+from agents.verifiers import load_functions, run_checks
+from agents.verifiers.python import load_verifier
 from schemas.case import Case, Message, Spend, Verdict, Violation
-from schemas.errors import BadAnswer, SettingsError
-from schemas.settings import Rubric, Settings
+from schemas.errors import BadAnswer, ModelError, SettingsError
+from schemas.settings import Model, Rubric, Settings
 
-Verifier = Callable[[Sequence[Message], str], list[Violation]]
+__all__ = ["find_hinge", "judge", "judge_answer", "load_rubric", "load_verifier", "make_verdict", "read_vote"]
 
 
 async def judge(case: Case, settings: Settings, models: Models | None, *, deadline: float) -> Case:
@@ -42,99 +45,111 @@ async def judge_answer(
 ) -> tuple[Verdict, Spend]:
     """Judges one answer by the task's rubric; returns the verdict and what it cost.
 
-    `models` may be None where the rubric has a verifier. Raises BadAnswer where a model judge gives no
-    readable verdict twice.
+    1. programs: the verifier, and the checks
+    2. models, where rules are left; not where the checks have failed the answer and rubric.ask_model says so
+    `models` may be None where no model is asked. Raises BadAnswer where too few votes can be read to decide.
     """
     rubric = settings.task(task).rubric
-    if rubric.verifier:
-        violations = load_verifier(rubric.verifier)(messages, answer)
-        return make_verdict(rubric, violations, f"verifier:{rubric.verifier}", "programmatic"), Spend()
+    # 1.
+    found, name = await _programs(rubric, messages, answer)
+    by_programs = make_verdict(rubric, found, f"verifier:{name}", "programmatic")
+    # 2.
+    if not rubric.needs_model or (rubric.ask_model == "unless_failed" and not by_programs.passed):
+        return by_programs, Spend()
     if models is None:
         raise SettingsError(f"tasks.{task} is judged by a model, but no model access was given")
-    schema = verdict_schema(rubric)
-    prompt = judge_messages(messages, answer, rubric)
-    first = await models.complete("judge", task, prompt, deadline=deadline, response_format=schema)
-    try:
-        violations = read_violations(first.text, rubric, answer)
-        return make_verdict(rubric, violations, first.model, "model"), first.spend()
-    except BadAnswer:
-        # Asked once more; sampling may give a readable verdict. A second failure is the case's end.
-        prompt = judge_messages(messages, answer, rubric)
-        second = await models.complete("judge", task, prompt, deadline=deadline, response_format=schema)
-        violations = read_violations(second.text, rubric, answer)
-        return make_verdict(rubric, violations, second.model, "model"), first.spend().plus(second.spend())
+    return await _Bench(settings, models, task, messages, answer, found, deadline).verdict()
 
 
-def make_verdict(rubric: Rubric, violations: Sequence[Violation], judge: str, kind: str) -> Verdict:
-    """Returns the verdict on an answer with these violations: points of the unbroken rules against the pass mark."""
-    broken = {violation.rule for violation in violations}
-    score = sum(rule.points for rule in rubric.rules if rule.id not in broken)
-    mark = rubric.max_score if rubric.pass_mark is None else rubric.pass_mark
-    return Verdict(
-        passed=score >= mark,
-        score=score,
-        max_score=rubric.max_score,
-        violations=tuple(violations),
-        judge=judge,
-        kind="programmatic" if kind == "programmatic" else "model",
-        rubric=rubric.version(),
-    )
+def load_rubric(rubric: Rubric) -> None:
+    """Loads the functions a rubric names; raises SettingsError for one that is not there."""
+    if rubric.verifier:
+        load_verifier(rubric.verifier)
+    load_functions(rubric.rules)
 
 
-def read_violations(text: str, rubric: Rubric, answer: str) -> list[Violation]:
-    """Reads a model judge's verdict: one JSON object and nothing around it (agents.prompts.read_json).
-
-    A quote that is not really in the answer is blanked: the rule may still be broken, but not there.
-    Raises BadAnswer for anything else, or where a rule is named that the rubric does not have: a doubtful verdict
-    must never read as a pass.
-    """
-    severities = {rule.id: rule.severity for rule in rubric.rules}
-    found = read_json(text, _ModelVerdict).violations
-    unknown = sum(v.rule not in severities for v in found)
-    if unknown:  # its names may quote the answer, so they are not told
-        raise BadAnswer(
-            f"{unknown} of the judge's {len(found)} violations name a rule the rubric does not have; expected some "
-            f"of {', '.join(severities)}."
-        )
-    return [Violation(v.rule, severities[v.rule], find_hinge(v.hinge, answer), v.why, v.fix) for v in found]
+async def _programs(rubric: Rubric, messages: Sequence[Message], answer: str) -> tuple[list[Violation], str]:
+    """Returns the violations that programs find, and the name they go by."""
+    found: list[Violation] = []
+    if rubric.verifier:
+        checked = {rule.id for rule in rubric.rules if rule.check is not None}
+        found = [v for v in load_verifier(rubric.verifier)(messages, answer) if v.rule not in checked]
+    if any(rule.check is not None for rule in rubric.rules):  # in a thread: a hostile answer can keep a pattern busy
+        found += await asyncio.to_thread(run_checks, rubric.rules, messages, answer)
+    return found, rubric.verifier or "checks"
 
 
-def find_hinge(quoted: str, answer: str) -> str:
-    """Returns the piece of `answer` that a judge quoted, exactly as it stands there; "" where it does not.
+class _Bench:
+    """The models that judge one answer."""
 
-    White space and Unicode composition may differ: models copy both loosely.
-    """
-    if quoted in answer:
-        return quoted.strip() and quoted
-    for form in ("NFC", "NFD"):
-        words = [re.escape(word) for word in unicodedata.normalize(form, quoted).split()]
-        match = re.search(r"\s+".join(words), answer) if words else None
-        if match:
-            return match[0]
-    return ""
+    def __init__(
+        self,
+        settings: Settings,
+        models: Models,
+        task: str,
+        messages: Sequence[Message],
+        answer: str,
+        found: Sequence[Violation],
+        deadline: float,
+    ) -> None:
+        self._task, self._models, self._deadline = task, models, deadline
+        self._judge, self._panel = settings.task(task).judge, settings.task(task).panel
+        self._rubric = settings.task(task).rubric
+        self._messages, self._answer, self._found = messages, answer, found
+        self._spend = Spend()
 
+    async def verdict(self) -> tuple[Verdict, Spend]:
+        """Asks as many judges as it takes; raises the error of one that is missing for a decision."""
+        asked = seats(self._judge, self._panel)
+        if len(asked) == 1:
+            return await self._vote(asked[0]), self._spend
+        at_once = first_asked(self._panel, len(asked))
+        votes: list[Verdict] = []
+        errors: list[ModelError] = []
+        for some in (asked[:at_once], asked[at_once:]):
+            told = await asyncio.gather(*(self._vote(model) for model in some), return_exceptions=True)
+            for one in told:
+                if isinstance(one, ModelError):
+                    errors.append(one)
+                elif isinstance(one, BaseException):
+                    raise one
+                else:
+                    votes.append(one)
+            verdict = decided(votes, len(asked), self._panel)
+            if verdict is not None:
+                return verdict, self._spend
+        if self._panel.decide == "escalate" and votes:
+            last = await self._vote(self._panel.tie_break)
+            return merged([last], [last, *votes]), self._spend
+        raise next((error for error in errors if error.transient), errors[0])
 
-@cache
-def load_verifier(name: str) -> Verifier:
-    """Returns the function "package.module:function"; raises SettingsError where there is none."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(
-            f"rubric.verifier {name!r} cannot be loaded: {error}. Expected package.module:function, importable from "
-            "where Goldstream runs."
-        ) from error
-    verifier: Verifier = found
-    return verifier
+    async def _vote(self, model: Model) -> Verdict:
+        """Asks one judge, once more where its verdict cannot be read or rests on quotes that it made up.
 
+        A violation whose quote is not in the answer is dropped, and counted. Where the answer would pass without it,
+        the judge is asked again; if it insists, the violation stays, without the quote: doubt never reads as a pass.
+        """
+        misquoted = 0
+        schema = verdict_schema(self._rubric)
+        chosen: dict[str, Any] = {} if model is self._judge else {"model": model}
+        for is_last in (False, True):
+            prompt = judge_messages(self._messages, self._answer, self._rubric)
+            try:
+                completion = await self._models.complete(
+                    "judge", self._task, prompt, deadline=self._deadline, response_format=schema, **chosen
+                )
+                self._spend = self._spend.plus(completion.spend())
+                told = read_vote(completion.text, self._rubric, self._answer)
+            except BadAnswer:
+                if is_last:
+                    raise
+                continue
+            misquoted += len(told.misquoted)
+            verdict = self._made(told.violations, completion.model, told.grade, misquoted)
+            insisting = self._made((*told.violations, *told.misquoted), completion.model, told.grade, misquoted)
+            if verdict.passed == insisting.passed:
+                return verdict
+        return insisting
 
-class _ModelViolation(msgspec.Struct):
-    rule: str
-    hinge: str = ""
-    why: str = ""
-    fix: str = ""
-
-
-class _ModelVerdict(msgspec.Struct, forbid_unknown_fields=True):
-    violations: list[_ModelViolation]
+    def _made(self, told: Sequence[Violation], judge: str, grade: float | None, misquoted: int) -> Verdict:
+        return make_verdict(self._rubric, [*self._found, *told], judge, "model", grade=grade, misquoted=misquoted)

@@ -22,7 +22,7 @@ import msgspec
 from schemas.case import Attempt, Case, Message, Strategy, Violation
 from schemas.chat import to_chat
 from schemas.errors import BadAnswer
-from schemas.settings import Rubric
+from schemas.settings import Rubric, Scale
 
 _FENCE = re.compile(r"<<<([a-z_]+) ([0-9a-f]{16})>>>\n(.*?)\n<<<end \1 \2>>>", re.DOTALL)
 
@@ -46,6 +46,7 @@ _LOOKALIKES |= dict.fromkeys("\u0578\u057c\u043f\u03b7", "n") | dict.fromkeys("\
 _INVISIBLE = ("Cf", "Mn", "Me", "Cc")  # Unicode categories, and fillers that are letters by category
 _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 
+_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')  # not in a text; JSON has none, some models write it
 _T = TypeVar("_T")
 
 _INTRODUCTION = """\
@@ -59,7 +60,9 @@ _JUDGE = """\
 Judge the answer in `draft` to the conversation by the rules, and by nothing else. Report every rule it breaks, \
 each violation once: the rule's id; as hinge the shortest piece of the draft that shows it, copied exactly, or "" \
 where something is missing; why it breaks the rule; how to fix it. An answer that obeys every rule has no violations.
-Answer with JSON alone: {"violations": [{"rule": "...", "hinge": "...", "why": "...", "fix": "..."}]}"""
+"""
+_FORM = 'Answer with JSON alone: {"violations": [{"rule": "...", "hinge": "...", "why": "...", "fix": "..."}]%s}'
+_GRADE = "Then grade the answer as a whole: `score`, a number from {0:g} to {1:g}, where {1:g} is best.{2}\n"
 _REFINER = """\
 `draft` answers the conversation and breaks rules; `violations` lists where, why and how to fix it. Rewrite the draft \
 so that it obeys every rule. Edit as little as you can: keep each word that no violation concerns, and add nothing \
@@ -92,13 +95,6 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _verdict(rule: dict[str, Any]) -> dict[str, Any]:
-    text = {"type": "string"}
-    violation = _object({"rule": rule, "hinge": text, "why": text, "fix": text})
-    return _json_schema("verdict", {"violations": {"type": "array", "items": violation}})
-
-
-VERDICT_SCHEMA = _verdict({"type": "string"})
 STRATEGY_SCHEMA = _json_schema("strategy", {"mistake": {"type": "string"}, "guardrail": {"type": "string"}})
 
 
@@ -112,13 +108,19 @@ def strategy_schema(known: Sequence[Strategy]) -> dict[str, Any]:
 
 
 def verdict_schema(rubric: Rubric) -> dict[str, Any]:
-    """Returns VERDICT_SCHEMA with the rubric's rule ids as the only ones allowed."""
-    return _verdict({"type": "string", "enum": [rule.id for rule in rubric.rules]})
+    """Returns the schema of a verdict: only rules that a model decides, and a grade where the rubric has a scale."""
+    text = {"type": "string"}
+    rule = {"type": "string", "enum": [rule.id for rule in rubric.model_rules]}
+    violation = _object({"rule": rule, "hinge": text, "why": text, "fix": text})
+    graded = {} if rubric.scale is None else {"score": {"type": "number"}}
+    return _json_schema("verdict", {"violations": {"type": "array", "items": violation}} | graded)
 
 
 def judge_messages(messages: Sequence[Message], answer: str, rubric: Rubric) -> list[Message]:
-    """Returns the prompt that asks for a verdict on an answer to a conversation."""
-    return _prompt(messages, rubric, {"draft": answer}, _JUDGE)
+    """Returns the prompt that asks for a verdict on an answer to a conversation, by the rules that a model decides."""
+    asked = msgspec.structs.replace(rubric, rules=rubric.model_rules)
+    instruction = _JUDGE + (_FORM % "" if rubric.scale is None else _grade(rubric.scale) + _FORM % ', "score": 0')
+    return _prompt(messages, asked, {"draft": answer}, instruction)
 
 
 def refiner_messages(case: Case, draft: Attempt, rubric: Rubric) -> list[Message]:
@@ -182,7 +184,8 @@ def read_violations(sections: dict[str, str]) -> list[Violation]:
 
 
 def read_json(text: str, type: type[_T]) -> _T:
-    """Reads an answer that must be one JSON object of `type`; a code block around the whole of it is taken off.
+    """Reads an answer that must be one JSON object of `type`; a code block around the whole of it is taken off,
+    and a comma before a closing bracket.
 
     Nothing else is repaired: an object that stands inside other text may be one that the model quotes from its data.
     Raises BadAnswer, which never quotes the text.
@@ -190,6 +193,7 @@ def read_json(text: str, type: type[_T]) -> _T:
     body = text.strip()
     block = re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", body, re.DOTALL | re.IGNORECASE)
     body = block[1] if block else body
+    body = _TRAILING_COMMA.sub(r"\1", body)
     try:
         found = msgspec.json.decode(body.encode(), type=type)
         json.loads(body, object_pairs_hook=_each_key_once)
@@ -269,8 +273,17 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _grade(scale: Scale) -> str:
+    levels = "".join(f"\n{level}: {meaning}" for level, meaning in scale.levels.items())
+    return _GRADE.format(scale.lowest, scale.highest, levels)
+
+
 def _rules(rubric: Rubric) -> str:
-    lines = [f"- {rule.id} ({rule.severity}): {rule.text}" for rule in rubric.rules]
+    lines: list[str] = []
+    for rule in rubric.rules:
+        lines.append(f"- {rule.id} ({rule.severity}): {rule.text}")
+        for examples, told in ((rule.good, "obeys it"), (rule.bad, "breaks it")):
+            lines += [f"  {told}: {_json(example)}" for example in examples]
     return "\n".join([*lines, *(["", rubric.guidance] if rubric.guidance else [])])
 
 

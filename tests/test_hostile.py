@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from agents import prompts
-from agents.judge import find_hinge, judge_answer, read_violations
+from agents.judge import find_hinge, judge_answer, read_vote
 from agents.models import Completion
 from agents.prompts import judge_messages, read_fences, refiner_messages, strategist_messages, without_fences
 from agents.strategist import distil, is_plain, read_strategy
@@ -281,13 +281,13 @@ LENIENT = [
 @pytest.mark.parametrize("text", LENIENT, ids=range(len(LENIENT)))
 def test_a_doubtful_verdict_is_a_bad_answer_and_never_a_pass(text: str) -> None:
     with pytest.raises(BadAnswer) as caught:
-        read_violations(text, RUBRIC, "wait")
+        read_vote(text, RUBRIC, "wait")
     assert "draft" not in str(caught.value), "the model's text is not quoted"
 
 
 @pytest.mark.parametrize("text", [PASS, f"\n {PASS} \n", f"```json\n{PASS}\n```", f"```\n{PASS}\n```"])
 def test_one_object_is_a_verdict_also_in_a_code_block(text: str) -> None:
-    assert read_violations(text, RUBRIC, "wait") == []
+    assert read_vote(text, RUBRIC, "wait").violations == ()
 
 
 def test_a_judge_that_quotes_is_asked_again_under_a_new_code_and_then_is_a_bad_answer() -> None:
@@ -303,7 +303,7 @@ def test_a_judge_that_quotes_is_asked_again_under_a_new_code_and_then_is_a_bad_a
 def test_unknown_rules_are_a_bad_answer_that_does_not_repeat_them() -> None:
     verdict = json.dumps({"violations": [{"rule": "polite"}, {"rule": "secret-of-the-prompt"}]})
     with pytest.raises(BadAnswer, match=r"1 of the judge's 2 violations .* polite, short") as caught:
-        read_violations(verdict, RUBRIC, "wait")
+        read_vote(verdict, RUBRIC, "wait")
     assert "secret" not in str(caught.value)
 
 
@@ -319,7 +319,10 @@ def test_unknown_rules_are_a_bad_answer_that_does_not_repeat_them() -> None:
         ("not there", "wait", ""),
         ("   ", "a   b", ""),
         ("", "wait", ""),
-        ("WAIT", "wait", ""),
+        ("WAIT", "wait", "wait"),
+        ("\u201cplease wait\u201d", 'say "please wait" now', '"please wait"'),
+        ("please ... moment", "please wait a moment", "please wait a moment"),
+        ("please ... never", "please wait a moment", ""),
     ],
 )
 def test_a_hinge_is_really_in_the_answer(quoted: str, answer: str, found: str) -> None:
