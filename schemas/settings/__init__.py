@@ -18,6 +18,6 @@ from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 
 __all__ = [
     "ROLES", "TASK_NAME", "Budget", "Gate", "Intake", "Kafka", "Limits", "LocalModel", "Mapping", "Model",
-    "NearDuplicates", "Panel", "PersonalKind", "Redact", "Refiner", "Refining", "Review", "Role", "Rollout", "Rubric", "Rule", "Scale",
-    "SchemaRegistry", "Settings", "Sink", "Strategies", "Task", "Trainer", "Webhook", "Worker", "load_settings",
+    "NearDuplicates", "Panel", "PersonalKind", "Redact", "Refiner", "Refining", "Review", "Role", "Rollout", "Rubric",
+    "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies", "Task", "Trainer", "Webhook", "Worker", "load_settings",
 ]  # fmt: skip
