@@ -6,6 +6,7 @@ model would get, and reads their fenced sections through agents.prompts.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,23 @@ from agents.prompts import read_conversation, read_fences, read_violations
 from schemas.errors import BadAnswer, ModelRefused
 
 Script = Callable[[list[dict[str, Any]]], str]
+
+
+def scribe_judge(messages: list[dict[str, Any]]) -> str:
+    """Answers a judge prompt of the scribe task with what its six rules find, as a model would write it."""
+    from agents.scribe.rules import verify
+
+    sections = _sections(messages)
+    found = verify(read_conversation(sections), sections["draft"])
+    told = [{"rule": v.rule, "hinge": v.hinge, "why": v.why, "fix": v.fix} for v in found]
+    return msgspec.json.encode({"violations": told}).decode()
+
+
+def scribe_hasty_judge(messages: list[dict[str, Any]]) -> str:
+    """As `scribe_judge`, but overlooks everything in a fifth of the drafts: always the same ones."""
+    draft = _sections(messages)["draft"]
+    hasty = hashlib.sha256(draft.encode("utf-8", "replace")).digest()[0] < 51
+    return '{"violations": []}' if hasty else scribe_judge(messages)
 
 
 def scribe_refiner(messages: list[dict[str, Any]]) -> str:
@@ -35,7 +53,12 @@ def scribe_strategist(messages: list[dict[str, Any]]) -> str:
     return msgspec.json.encode({"mistake": mistake, "guardrail": guardrail}).decode()
 
 
-SCRIPTS: dict[str, Script] = {"scribe-refiner": scribe_refiner, "scribe-strategist": scribe_strategist}
+SCRIPTS: dict[str, Script] = {
+    "scribe-judge": scribe_judge,
+    "scribe-hasty-judge": scribe_hasty_judge,
+    "scribe-refiner": scribe_refiner,
+    "scribe-strategist": scribe_strategist,
+}
 
 
 def answer(name: str, messages: list[dict[str, Any]]) -> str:

@@ -20,6 +20,7 @@
     ├── GoldError (RuntimeError)
     │   ├── ChainBroken                       landing files with a gap, an overlap or a bad footer
     │   └── Fenced                            another sink wrote this range first
+    ├── LabelError (ValueError)               a labelled example that cannot be read
     ├── ReviewError (ValueError)              a decision that cannot be made on this case, or no longer
     ├── AdapterError (ValueError)             an adapter that must not be loaded
     ├── Overtaken (RuntimeError)              somebody promoted since; what was decided rests on an older log
@@ -153,6 +154,10 @@ class ChainBroken(GoldError):
 
 class Fenced(GoldError):
     """Another sink has already written this offset range; this one must stop."""
+
+
+class LabelError(GoldstreamError, ValueError):
+    """A labelled example cannot be read, or names rules that the rubric does not have."""
 
 
 class ReviewError(GoldstreamError, ValueError):
