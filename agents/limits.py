@@ -21,7 +21,7 @@ class Window:
         self._clock = clock
         self.limit = 0.0
         self._used = 0.0
-        self._bins: deque[list[float]] = deque()  # [second, amount], oldest first
+        self._bins: deque[tuple[int, float]] = deque()  # (second, amount), oldest first
 
     def resize(self, limit: float) -> None:
         """Changes the limit; what it grows by counts as used, spread over the last minute, but for its last 60th."""
@@ -29,11 +29,11 @@ class Window:
         self.limit = limit
         if grown > 0:
             now = int(self._clock())
-            amounts = dict(self._bins) if self._bins else {}
+            amounts = dict(self._bins)
             each = grown / MINUTE_S
             for second in range(now - MINUTE_S + 1, now):
                 amounts[second] = amounts.get(second, 0.0) + each
-            self._bins = deque([second, amount] for second, amount in sorted(amounts.items()))
+            self._bins = deque(sorted(amounts.items()))
             self._used = sum(amount for _, amount in self._bins)
             self._leave_room(1.0)
 
@@ -55,9 +55,9 @@ class Window:
         second = int(self._clock())
         self._used += amount
         if self._bins and self._bins[-1][0] == second:
-            self._bins[-1][1] += amount
+            self._bins[-1] = second, self._bins[-1][1] + amount
         else:
-            self._bins.append([second, amount])
+            self._bins.append((second, amount))
 
     def _expire(self, now: float) -> None:
         while self._bins and self._bins[0][0] + MINUTE_S + 1 <= now:
@@ -68,10 +68,9 @@ class Window:
     def _leave_room(self, amount: float) -> None:
         """Takes so much off the oldest seconds that one small use fits at once: nobody waits a minute for the first."""
         while self._bins and self._used + amount > self.limit:
-            taken = min(self._bins[0][1], self._used + amount - self.limit)
-            self._bins[0][1] -= taken
+            second, held = self._bins.popleft()
+            taken = min(held, self._used + amount - self.limit)
             self._used -= taken
-            if self._bins[0][1] <= 1e-12:
-                self._bins.popleft()
-            if taken <= 1e-12:
+            if held > taken:
+                self._bins.appendleft((second, held - taken))
                 break

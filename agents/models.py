@@ -47,6 +47,8 @@ from schemas.errors import (
 from schemas.settings import ROLES, Model, Role, Settings
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # backoff doubles between them
+__all__ = ["PROBE", "Choose", "Completion", "Models", "calling_for"]
+
 calling_for: ContextVar[str] = ContextVar("calling_for", default="")  # the case_id; "" outside the stream stages
 
 

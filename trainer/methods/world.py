@@ -24,7 +24,7 @@ from agents.scribe.transcripts import Facts, make_transcript
 from schemas.case import Message, Verdict, Violation
 from schemas.chat import render_prompt, to_chat
 from schemas.errors import SettingsError
-from schemas.settings import Role, Rubric, Settings, load_settings
+from schemas.settings import Model, Role, Rubric, Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = ROOT / "deploy" / "demo.toml"
@@ -123,10 +123,13 @@ class SeededModels(Models):
         deadline: float,
         response_format: dict[str, Any] | type | None = None,
         thinking: bool = False,
+        by: Role | None = None,
+        model: Model | None = None,
     ) -> Completion:
         """Answers as agents.models does; `deadline` is not needed, as nothing here can hang."""
-        model = self._demo.task(task).model(role)
-        if role != "student":
+        by = by or role
+        model = model or self._demo.task(task).model(by)
+        if by != "student":
             text = scripted.answer(model.model.removeprefix("scripted/"), to_chat(messages))
             return _completion(model.model, text, 0, 0, None)
         key = f"{self._stream}:{self.draw}:".encode() + msgspec.json.encode(messages)

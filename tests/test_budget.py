@@ -1,0 +1,433 @@
+"""Claims about budgets: caps per minute and per day on clocks of the test's, and calls that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from stub_models import Reply, StubModels
+
+from agents.account import Call
+from agents.billing import Bill, billed
+from agents.budget import Blocked, Budget, Reservation
+from agents.limits import Window
+from agents.models import Models, calling_for
+from agents.prices import check_prices, expected, price_of
+from agents.providers import load_litellm
+from schemas.case import Message, Spend
+from schemas.errors import BadAnswer, BudgetHeld, OverBudget, SettingsError
+from schemas.ledger import Entry
+from schemas.settings import Budget as Caps
+from schemas.settings import Limits, Model, Rubric, Rule, Settings, Task
+
+T = TypeVar("T")
+DAY_S = 86_400
+CALL = Call("m", 0, 100, 0.02)
+
+
+class Clock:
+    """A clock for both: seconds that go on, and the time of day."""
+
+    def __init__(self, now: float = 1_700_000_000 // DAY_S * DAY_S + 3600.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def now_ms(self) -> int:
+        return int(self.now * 1000)
+
+
+def settings_of(budget: Caps, model: Model | None = None, *tasks: str) -> Settings:
+    model = model or Model(model="hosted_vllm/m", input_cost_per_token=0.0, output_cost_per_token=1e-5)
+    task = Task(
+        topics=("t",),
+        rubric=Rubric(rules=(Rule(id="kind", text="Be kind."),)),
+        student=model,
+        judge=model,
+        refiner=model,
+        strategist=model,
+        budget=budget,
+    )
+    return Settings(tasks=dict.fromkeys(tasks or ("toy",), task))
+
+
+def budget_of(caps: Caps, *tasks: str) -> tuple[Budget, Clock]:
+    clock = Clock()
+    return Budget(settings_of(caps, None, *tasks), clock.now_ms, clock), clock
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def test_no_minute_holds_more_than_the_limit_whatever_the_pace() -> None:
+    clock = Clock()
+    window = Window(clock)
+    window.resize(30)
+    made: list[float] = []
+    for _ in range(3000):
+        if window.wait_s(1) == 0:
+            window.use(1)
+            made.append(clock.now)
+        clock.now += 0.1
+    assert len(made) > 120
+    assert max(sum(at - 60 < other <= at for other in made) for at in made) == 30
+
+
+def test_a_window_says_when_there_is_room_again() -> None:
+    clock = Clock()
+    window = Window(clock)
+    window.resize(10)
+    clock.now += 120
+    window.use(10)
+    wait_s = window.wait_s(1)
+    assert 60 <= wait_s <= 61
+    clock.now += wait_s
+    assert window.wait_s(1) == 0
+
+
+def test_a_restart_is_no_way_around_a_limit_per_minute() -> None:
+    clock = Clock()
+    made = 0
+    for _ in range(10):
+        window = Window(clock)
+        window.resize(60)
+        for _ in range(30):
+            if window.wait_s(1) == 0:
+                window.use(1)
+                made += 1
+            clock.now += 0.1
+    assert made <= 10 * (1 + 3)  # in 30 s, by ten processes one after the other
+
+
+def test_one_use_larger_than_the_limit_goes_through_alone() -> None:
+    clock = Clock()
+    window = Window(clock)
+    window.resize(100)
+    clock.now += 120
+    assert window.wait_s(500) == 0
+    window.use(500)
+    assert window.wait_s(1) > 59
+
+
+def test_a_worker_has_its_part_of_a_limit_by_the_partitions_it_holds() -> None:
+    budget, clock = budget_of(Caps(judge=Limits(requests_per_minute=40)))
+    budget.take_share("judge", 0.25)
+    clock.now += 120
+    assert sum(isinstance(budget.reserve("toy", "judge", CALL), Reservation) for _ in range(40)) == 10
+    held = budget.why_held("toy", "judge")
+    assert held is not None
+    assert held.why == "the judge of toy may use 40 requests a minute"
+    assert budget.held("judge")
+    assert not budget.held("student")
+
+
+def test_a_cap_on_all_roles_is_shared_by_them_and_by_workers_with_some_of_them() -> None:
+    caps = Caps(requests_per_minute=40)
+    only_students, only_judges = budget_of(caps)[0], budget_of(caps)[0]
+    for budget, role in ((only_students, "student"), (only_judges, "judge")):
+        for other in ("student", "judge", "refiner", "strategist"):
+            budget.take_share(other, 1.0 if other == role else 0.0)
+    assert only_students.share("toy", "") + only_judges.share("toy", "") == 0.5
+
+
+def test_tokens_are_reserved_by_estimate_and_settled_by_usage() -> None:
+    budget, clock = budget_of(Caps(tokens_per_minute=1000))
+    clock.now += 120
+    first = budget.reserve("toy", "judge", Call("m", 0, 900, 0.0))
+    assert isinstance(first, Reservation)
+    assert isinstance(budget.reserve("toy", "student", Call("m", 0, 200, 0.0)), Blocked)
+    first.settle(Spend(1, 90, 10, 0.0, 0.1))
+    assert isinstance(budget.reserve("toy", "student", Call("m", 0, 200, 0.0)), Reservation)
+
+
+def test_calls_in_flight_are_limited_and_each_that_ends_lets_another_in() -> None:
+    budget, _ = budget_of(Caps(refiner=Limits(calls_in_flight=2)))
+    first, second = (budget.reserve("toy", "refiner", CALL) for _ in range(2))
+    assert isinstance(first, Reservation)
+    assert isinstance(second, Reservation)
+    assert isinstance(budget.reserve("toy", "refiner", CALL), Blocked)
+    second.settle(Spend(1, 1, 1, 0.0, 0.0))
+    assert isinstance(budget.reserve("toy", "refiner", CALL), Reservation)
+
+
+def test_money_is_reserved_settled_and_back_the_next_day() -> None:
+    budget, clock = budget_of(Caps(usd_per_day=0.10))
+    made = 0
+    while isinstance(got := budget.reserve("toy", "judge", CALL), Reservation):
+        got.settle(Spend(1, 90, 10, 0.015, 0.1))
+        made += 1
+    assert made == 6  # 0.09 spent, and the next might cost 0.02
+    assert "may spend 0.1 USD a day" in got.why
+    assert got.wait_s == DAY_S - 3600
+    assert budget.held("judge")
+    clock.now += got.wait_s
+    assert not budget.held("judge")
+    assert isinstance(budget.reserve("toy", "judge", CALL), Reservation)
+
+
+def test_a_call_cut_short_counts_with_all_that_was_reserved_and_a_refused_one_with_nothing() -> None:
+    budget, _ = budget_of(Caps(usd_per_day=0.10))
+    cut, refused = (budget.reserve("toy", "judge", CALL) for _ in range(2))
+    assert isinstance(cut, Reservation)
+    assert isinstance(refused, Reservation)
+    cut.settle()
+    refused.settle(free=True)
+    account = budget.account("toy", "judge")
+    assert (account.spent, account.reserved) == (pytest.approx(0.02), 0.0)
+    (line,) = account.entry("w", 0, 0.1).lines
+    assert (line.calls, line.unknown_calls, line.unknown_usd) == (0, 1, 0.02)
+
+
+def test_one_task_out_of_money_holds_no_other() -> None:
+    clock = Clock()
+    settings = settings_of(Caps(usd_per_day=0.03), None, "poor", "rich")
+    rich = msgspec.structs.replace(settings.tasks["rich"], budget=Caps())
+    settings = msgspec.structs.replace(settings, tasks=settings.tasks | {"rich": rich})
+    budget = Budget(settings, clock.now_ms, clock)
+
+    async def claim() -> str:
+        loop = asyncio.get_running_loop()
+        await budget.acquire("poor", "judge", CALL, loop.time() + 60)
+        with pytest.raises(BudgetHeld) as caught:
+            await budget.acquire("poor", "judge", CALL, loop.time() + 1e6)
+        return str(caught.value)
+
+    assert "of which 0.01 are left" in run(claim())
+    assert budget.is_held("poor", "judge")
+    assert not budget.held("judge")
+
+
+def test_a_call_that_no_day_allows_ends_its_case() -> None:
+    budget, _ = budget_of(Caps(judge=Limits(usd_per_day=0.10)))
+
+    async def claim() -> None:
+        await budget.acquire("toy", "judge", Call("m", 0, 9, 0.2), asyncio.get_running_loop().time() + 9)
+
+    with pytest.raises(OverBudget, match=r"one call may cost 0\.2 USD, more than the cap of 0\.1"):
+        run(claim())
+
+
+class Topic:
+    """The ledger's topic: an order of entries that every budget reads, some later than others."""
+
+    def __init__(self, *budgets: Budget) -> None:
+        self.budgets, self.entries = budgets, list[Entry]()
+        self.read = dict.fromkeys((budget.writer for budget in budgets), 0)
+        for budget in budgets:
+            budget.kept = True
+
+    def write(self, budget: Budget) -> None:
+        """Writes what the budget wants to claim, as streams.ledger does, but answers nobody yet."""
+        account = budget.account("toy", "judge")
+        if account.outstanding is None:
+            claimed = account.wants(budget.room(account), 1.0)
+            if account.dirty or claimed != account.usable:
+                account.outstanding = account.entry(budget.writer, 0, claimed)
+                self.entries.append(account.outstanding)
+
+    def deliver(self, budget: Budget, count: int = 10**9) -> None:
+        """Lets a budget read up to `count` more entries."""
+        for entry in self.entries[self.read[budget.writer] :][:count]:
+            self.read[budget.writer] += 1
+            budget.book.apply(entry)
+            account = budget.account("toy", "judge")
+            if entry.writer == budget.writer and account.outstanding is entry:
+                budget.granted(account, entry)
+
+
+def test_two_workers_that_want_the_last_of_a_cap_at_once_are_put_in_order_by_the_topic() -> None:
+    caps = Caps(judge=Limits(usd_per_day=0.03))
+    one, two = budget_of(caps)[0], budget_of(caps)[0]
+    topic = Topic(one, two)
+    for budget in (one, two):
+        assert isinstance(budget.reserve("toy", "judge", CALL), Blocked)
+        topic.write(budget)
+    for budget in (two, one):
+        topic.deliver(budget)
+    assert isinstance(one.reserve("toy", "judge", CALL), Reservation)
+    assert isinstance(two.reserve("toy", "judge", CALL), Blocked)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_cap_holds_whatever_the_order_in_which_workers_write_read_call_and_die(seed: int) -> None:
+    import random
+
+    rng = random.Random(seed)
+    caps = Caps(judge=Limits(usd_per_day=1.0))
+    workers = [budget_of(caps)[0] for _ in range(3)]
+    topic = Topic(*workers)
+    running: list[tuple[Budget, Reservation]] = []
+    paid = possible = 0.0
+    for _ in range(1500):
+        worker = rng.choice(workers)
+        act = rng.random()
+        if act < 0.4:
+            got = worker.reserve("toy", "judge", Call("m", 0, 9, rng.choice((0.01, 0.02, 0.05))))
+            if isinstance(got, Reservation):
+                running.append((worker, got))
+        elif act < 0.6:
+            topic.write(worker)
+        elif act < 0.8:
+            topic.deliver(worker, rng.randrange(5))
+        elif act < 0.99 and running:
+            _, reservation = running.pop(rng.randrange(len(running)))
+            usd = reservation.call.usd * rng.random()
+            paid += usd
+            reservation.settle(Spend(1, 1, 1, usd, 0.0))
+        elif act >= 0.99:  # killed: its calls were made all the same, and a new run takes its place
+            number = workers.index(worker)
+            possible += sum(reservation.call.usd for owner, reservation in running if owner is worker)
+            running = [(owner, reservation) for owner, reservation in running if owner is not worker]
+            workers[number] = new = budget_of(caps)[0]
+            topic.read[new.writer] = 0
+            new.kept = True
+            topic.deliver(new)
+        at_most = paid + possible + sum(reservation.call.usd for _, reservation in running)
+        assert at_most <= 1.0 + 1e-6
+    assert paid > 0.3
+
+
+def test_an_answer_that_costs_more_than_expected_is_claimed_before_the_next_call() -> None:
+    budget = budget_of(Caps(judge=Limits(usd_per_day=0.10)))[0]
+    topic = Topic(budget)
+    assert isinstance(budget.reserve("toy", "judge", CALL), Blocked)
+    topic.write(budget)
+    topic.deliver(budget)
+    got = budget.reserve("toy", "judge", CALL)
+    assert isinstance(got, Reservation)
+    got.settle(Spend(1, 1, 1, 0.09, 0.0))
+    topic.write(budget)
+    assert topic.entries[-1].claimed_usd == pytest.approx(0.09)
+    topic.deliver(budget)
+    assert isinstance(budget.reserve("toy", "judge", CALL), Blocked)
+
+
+def ask(models: Models, role: Any = "judge", within_s: float = 5.0) -> Coroutine[Any, Any, Any]:
+    async def call() -> Any:
+        calling_for.set("case-1")
+        deadline = asyncio.get_running_loop().time() + within_s
+        return await models.complete(role, "toy", [Message("user", "hello")], deadline=deadline)
+
+    return call()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:litellm.*")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pydantic.*")
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
+class TestCalls:
+    """Through agents.models and LiteLLM to a real server; the stub counts 10 and 5 tokens a call."""
+
+    @pytest.fixture(autouse=True)
+    def imported(self) -> None:
+        load_litellm()  # takes seconds, on a busy machine more than a call may
+
+    def model(self, stub: StubModels, **options: Any) -> Model:
+        prices = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3}
+        return Model(**({"model": "hosted_vllm/m", "api_base": stub.api_base, "max_tokens": 5} | prices | options))
+
+    def test_a_call_is_charged_to_its_bill_and_account_and_one_without_leave_is_not_made(
+        self, models: StubModels
+    ) -> None:
+        calls = Models(settings_of(Caps(judge=Limits(usd_per_day=0.05)), self.model(models, retries=0)))
+
+        async def work() -> Bill:
+            bill = Bill(round=1)
+            billed.set(bill)
+            try:
+                await ask(calls)
+                await ask(calls)
+                with pytest.raises(BudgetHeld) as caught:
+                    await ask(calls)
+                outage_s = await calls.outage_s("judge", "toy", "case-1", caught.value)
+                assert outage_s is not None
+                assert 0 < outage_s <= DAY_S
+            finally:
+                await calls.close()
+            return bill
+
+        bill = run(work())
+        assert len(models.requests) == 2
+        (charge,) = bill._charges.values()
+        assert (charge.role, charge.model, charge.round, charge.calls) == ("judge", "hosted_vllm/m", 1, 2)
+        assert charge.cost_usd == pytest.approx(0.03)
+        assert calls.budget.account("toy", "judge").spent == pytest.approx(0.03)
+        assert calls.held("judge")
+        assert not calls.held("refiner")
+
+    def test_an_answer_that_cannot_be_used_is_paid_for(self, models: StubModels) -> None:
+        models.answer = lambda request: Reply(" ")
+        calls = Models(settings_of(Caps(usd_per_day=1.0), self.model(models)))
+
+        async def work() -> None:
+            try:
+                with pytest.raises(BadAnswer):
+                    await ask(calls)
+            finally:
+                await calls.close()
+
+        run(work())
+        assert calls.budget.account("toy", "judge").spent == pytest.approx(0.015)
+
+    def test_a_fallback_answers_for_a_model_that_fails_and_is_charged_at_its_own_price(
+        self, models: StubModels
+    ) -> None:
+        models.answer = lambda request: Reply(status=500) if request["model"] == "down" else Reply()
+        spare = self.model(models, model="hosted_vllm/spare", input_cost_per_token=0.0, output_cost_per_token=2e-3)
+        model = self.model(models, model="hosted_vllm/down", fallbacks=(spare,))
+        calls = Models(settings_of(Caps(usd_per_day=10.0), model))
+
+        async def work() -> list[Any]:
+            try:
+                return [await ask(calls) for _ in range(8)]
+            finally:
+                await calls.close()
+
+        answers = run(work())
+        assert {answer.model for answer in answers} == {"hosted_vllm/spare"}
+        assert answers[0].cost_usd == pytest.approx(0.01)
+        asked = [request["model"] for request in models.requests]
+        assert asked.count("spare") == 8
+        assert asked.count("down") < 8  # it cools down
+        assert not calls.held("judge")
+
+    def test_where_all_that_stand_in_fail_too_the_breaker_decides(self, models: StubModels) -> None:
+        models.answer = lambda request: Reply(status=500)
+        spare = self.model(models, model="hosted_vllm/spare")
+        settings = settings_of(Caps(), self.model(models, fallbacks=(spare,), retries=0))
+        settings = msgspec.structs.replace(
+            settings, worker=msgspec.structs.replace(settings.worker, breaker_failures=1, breaker_longest_s=0.2)
+        )
+        calls = Models(settings)
+
+        async def work() -> None:
+            try:
+                with pytest.raises(Exception, match="judge of toy"):
+                    await ask(calls)
+                assert calls.held("judge")
+                models.answer = lambda request: Reply()
+                assert (await ask(calls)).text == "ok"
+            finally:
+                await calls.close()
+
+        run(work())
+
+
+def test_a_call_is_expected_to_cost_its_prompt_by_its_bytes_and_the_longest_answer_of_the_dearest() -> None:
+    spare = Model(model="b", input_cost_per_token=0.0, output_cost_per_token=1.0, max_tokens=100)
+    model = Model(model="a", input_cost_per_token=1.0, output_cost_per_token=0.0, max_tokens=10, fallbacks=(spare,))
+    call = expected(model, [Message("user", "x" * 300)], 2, priced=True)
+    assert call == Call("a", 2, 116 + 100, 116.0)
+
+
+def test_a_model_without_a_known_price_under_a_cap_is_a_mistake_that_names_the_two_settings() -> None:
+    unknown = Model(model="hosted_vllm/mine")
+    with pytest.raises(SettingsError, match="set input_cost_per_token and output_cost_per_token"):
+        check_prices(settings_of(Caps(judge=Limits(usd_per_day=1.0)), unknown))
+    check_prices(settings_of(Caps(requests_per_minute=5), unknown))
+    check_prices(settings_of(Caps(usd_per_day=1.0), Model(model="scripted/scribe-judge")))
+    assert price_of(Model(model="gpt-4o-mini")) == (1.5e-07, 6e-07)
