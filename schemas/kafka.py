@@ -1,6 +1,6 @@
 """How a Kafka client of ours is built: addresses and security, the same for every process.
 
-No client is imported here: streams and trainer hand theirs to `connect`. Faust takes the same addresses, password and
+No client is made here: streams and trainer hand theirs to `connect`. Faust takes the same addresses, password and
 TLS context (streams.worker).
 """
 
@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import ssl
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +51,28 @@ def connect(make: Any, settings: Settings, **options: Any) -> Any:
     Raises BrokerError where no Kafka answers within BOOTSTRAP_TIMEOUT_MS or lets us in, SettingsError as
     `client_options` does.
     """
+    try:
+        return construct(make, **({"bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS} | client_options(settings) | options))
+    except Exception as error:
+        if type(error).__module__.startswith("kafka."):
+            raise unreachable(settings, error) from error
+        raise
+
+
+def construct(make: Any, **options: Any) -> Any:
+    """Returns a kafka-python client, the class `make`; one that fails leaves no thread and no socket behind."""
+    close_failed_sockets()
     begun: list[Any] = []
 
     def begin(*arguments: Any, **config: Any) -> Any:
         begun.append(make.DEFAULT_CONFIG["kafka_client"](*arguments, **config))
         return begun[-1]
 
-    defaults = {"bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS, "kafka_client": begin}
     try:
-        return make(**client_options(settings), **(defaults | options))
-    except Exception as error:
-        for client in begun:  # a constructor that fails leaves its thread and sockets behind, each time
+        return make(**({"kafka_client": begin} | options))
+    except Exception:
+        for client in begun:  # a constructor that fails does not do it itself
             client.close()
-        if type(error).__module__.startswith("kafka."):
-            raise unreachable(settings, error) from error
         raise
 
 
@@ -73,6 +82,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
     Raises SettingsError where SASL is on and the user name or the password's variable is empty, or the authority's
     certificate cannot be read.
     """
+    close_failed_sockets()
     kafka = settings.kafka
     options: dict[str, Any] = {
         "bootstrap_servers": bootstrap_servers(settings),
@@ -90,6 +100,26 @@ def client_options(settings: Settings) -> dict[str, Any]:
     if kafka.security_protocol.endswith("SSL"):
         options["ssl_context"] = tls_context(settings)
     return options
+
+
+@cache
+def close_failed_sockets() -> None:
+    """Has kafka-python close the socket of a connection attempt that fails, or that a closing client gives up.
+
+    kafka-python 3.0.12 leaves it to the garbage collector.
+    """
+    from kafka.net.inet import KafkaNetSocket
+
+    connect_socket = KafkaNetSocket.sock_connect
+
+    async def sock_connect(self: Any, net: Any, sock: socket.socket, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await connect_socket(self, net, sock, *arguments, **options)
+        except BaseException:  # an attempt that is given up ends with GeneratorExit
+            sock.close()
+            raise
+
+    KafkaNetSocket.sock_connect = sock_connect
 
 
 def sasl_password(settings: Settings) -> str:
