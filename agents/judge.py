@@ -23,7 +23,9 @@ from schemas.case import Case, Message, Spend, Verdict, Violation
 from schemas.errors import BadAnswer, ModelError, SettingsError
 from schemas.settings import Model, Rubric, Settings
 
-__all__ = ["find_hinge", "judge", "judge_answer", "load_rubric", "load_verifier", "make_verdict", "read_vote"]
+__all__ = [
+    "ask_programs", "find_hinge", "judge", "judge_answer", "load_rubric", "load_verifier", "make_verdict", "read_vote",
+]  # fmt: skip
 
 
 async def judge(case: Case, settings: Settings, models: Models | None, *, deadline: float) -> Case:
@@ -51,7 +53,7 @@ async def judge_answer(
     """
     rubric = settings.task(task).rubric
     # 1.
-    found, name = await _programs(rubric, messages, answer)
+    found, name = await ask_programs(rubric, messages, answer)
     by_programs = make_verdict(rubric, found, f"verifier:{name}", "programmatic")
     # 2.
     if not rubric.needs_model or (rubric.ask_model == "unless_failed" and not by_programs.passed):
@@ -68,8 +70,8 @@ def load_rubric(rubric: Rubric) -> None:
     load_functions(rubric.rules)
 
 
-async def _programs(rubric: Rubric, messages: Sequence[Message], answer: str) -> tuple[list[Violation], str]:
-    """Returns the violations that programs find, and the name they go by."""
+async def ask_programs(rubric: Rubric, messages: Sequence[Message], answer: str) -> tuple[list[Violation], str]:
+    """Returns the violations that the rubric's programs find, and the name they go by."""
     found: list[Violation] = []
     if rubric.verifier:
         checked = {rule.id for rule in rubric.rules if rule.check is not None}

@@ -34,10 +34,12 @@ def worker(settings: Settings, stages: str | None) -> None:
     import asyncio
     import signal
 
+    from agents.judge import load_rubric
     from schemas.errors import SettingsError
     from schemas.logs import log_to_stderr
     from schemas.process import announce_ready, end_with_parent
     from schemas.settings import ROLES
+    from streams.rubrics import keep_rubrics
     from streams.worker import run_worker
 
     asked = tuple(stages.split(",")) if stages else settings.worker.stages
@@ -46,6 +48,9 @@ def worker(settings: Settings, stages: str | None) -> None:
         raise SettingsError(f"--stages {stages}: expected some of {', '.join(ROLES)}, separated by commas")
     log_to_stderr()
     end_with_parent()
+    for task in settings.tasks.values():
+        load_rubric(task.rubric)
+    keep_rubrics(settings)
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -72,8 +77,10 @@ def retries(settings: Settings) -> None:
 def sink(settings: Settings) -> None:
     """Write outcomes to Parquet, each exactly once."""
     from schemas.process import announce_ready
+    from streams.rubrics import keep_rubrics
     from streams.sink import run_sink
 
+    keep_rubrics(settings)
     with serving("sink") as stop:
         run_sink(settings, stop=stop, ready=lambda: announce_ready(settings))
 

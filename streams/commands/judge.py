@@ -1,0 +1,355 @@
+"""Judging outside the stream: judge calibrate, judge test, judge rubrics; replay under another rubric."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from schemas.commandline import as_json, one_task, print_json, with_settings
+
+if TYPE_CHECKING:
+    from agents.judging import Judged
+    from schemas.case import Spend, Violation
+    from schemas.settings import Rubric, Settings
+    from streams.replay import Replay
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+at_once = click.option(
+    "--at-once", default=8, show_default=True, type=click.IntRange(min=1), help="Judged in parallel."
+)
+max_calls = click.option(
+    "--max-calls", default=5000, show_default=True, type=click.IntRange(min=0), help="Model calls at most."
+)
+
+
+@click.group()
+def judge() -> None:
+    """Try the judge on an answer, measure it against experts, see rubric versions."""
+
+
+@judge.command("test")
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True, exists=True, dir_okay=False), default="-")
+@click.option("--task", help="Whose judge; needed where there are several.")
+@as_json
+@with_settings
+def judge_test(settings: Settings, file: Path, task: str | None, as_json: bool) -> None:
+    """Judge one answer: FILE, or standard input, holds {"prompt": "...", "answer": "..."}, or messages for prompt."""
+    import asyncio
+
+    import msgspec
+
+    from agents.judging import Item, judge_all
+    from schemas.errors import LabelError
+    from schemas.tables import print_table
+    from streams.labelled import read_example
+
+    task = one_task(settings, task)
+    text = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        record = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise LabelError(f"{file}: not one JSON object ({error})") from None
+    one = read_example(record, str(file), labelled=False)
+    (found,) = asyncio.run(judge_all(settings, task, [Item(one.messages, one.answer)]))
+    if found.verdict is None:
+        raise click.ClickException(f"no verdict: {found.error}")
+    if as_json:
+        print_json({"verdict": found.verdict, "spend": found.spend})
+        return
+    verdict, rubric = found.verdict, settings.task(task).rubric
+    default = "" if rubric.pass_mark is not None else " (the default: every point)"
+    click.echo(
+        f"{'passed' if verdict.passed else 'FAILED'} with {verdict.score:g} of {verdict.max_score:g}, pass mark "
+        f"{rubric.mark:g}{default}; by {verdict.judge}, {verdict.votes} vote(s), {verdict.agreement:.0%} agree, "
+        f"{verdict.misquoted} made-up quote(s); rubric {verdict.rubric}; {_cost(found.spend)}"
+    )
+    if verdict.violations:
+        print_table(["rule", "severity", "where", "why", "fix"], _told(verdict.violations), as_json=False)
+
+
+@judge.command("calibrate")
+@click.argument("file", type=_FILE)
+@click.option("--task", help="Whose judge; needed where there are several.")
+@click.option("--limit", type=click.IntRange(min=1), help="The first so many examples only.")
+@click.option("--good", default=0.6, show_default=True, type=click.FloatRange(0, 1), help="The kappa that is enough.")
+@click.option("--show", default=10, show_default=True, type=click.IntRange(min=0), help="Disagreements to print.")
+@at_once
+@max_calls
+@as_json
+@with_settings
+def judge_calibrate(
+    settings: Settings,
+    file: Path,
+    task: str | None,
+    limit: int | None,
+    good: float,
+    show: int,
+    at_once: int,
+    max_calls: int,
+    as_json: bool,
+) -> None:
+    """Measure a task's judge against answers that experts have labelled: FILE is JSONL or Parquet.
+
+    One example a record: {"messages": [...], "answer": "...", "passed": true, "violated": ["rule-id"]}; the last may be
+    left out. Ends with exit code 1 unless the judge is good enough.
+    """
+    import asyncio
+
+    from agents.calibration import calibrate
+    from agents.judging import Item, judge_all, total_spend
+    from streams.labelled import read_examples
+
+    task = one_task(settings, task)
+    examples = read_examples(file, settings.task(task).rubric, limit)
+    items = [Item(one.messages, one.answer) for one in examples]
+    with _progress(settings, task, len(items)) as bar:
+        judged = asyncio.run(
+            judge_all(settings, task, items, at_once=at_once, max_calls=max_calls, progress=lambda done: bar.update(1))
+        )
+    found = calibrate(examples, [one.verdict for one in judged], good)
+    differing = [
+        (example, one.verdict)
+        for example, one in zip(examples, judged, strict=True)
+        if one.verdict is not None and one.verdict.passed != example.passed
+    ]
+    spend, errors = total_spend(judged), _errors(judged)
+    if as_json:
+        print_json(
+            {
+                "calibration": found,
+                "rubric": settings.task(task).rubric.version(),
+                "spend": spend,
+                "errors": errors,
+                "differing": [
+                    {
+                        "where": example.where,
+                        "prompt": example.messages[-1].text(),
+                        "answer": example.answer,
+                        "expert_passes": example.passed,
+                        "violated": None if example.violated is None else sorted(example.violated),
+                        "verdict": verdict,
+                    }
+                    for example, verdict in differing
+                ],
+            }
+        )
+    else:
+        _print_calibration(found, spend, errors)
+        if differing and show:
+            _print_differing(differing[:show], len(differing))
+        click.echo(f"\n{found.reason}")
+    if found.decision != "good":
+        sys.exit(1)
+
+
+@judge.command("rubrics")
+@click.argument("version", required=False)
+@as_json
+@with_settings
+def judge_rubrics(settings: Settings, version: str | None, as_json: bool) -> None:
+    """List the rubric versions that answers were judged by, or print the text of VERSION as TOML."""
+    from schemas.tables import print_table
+    from streams.rubrics import keep_rubrics, known_rubrics, rubric_text
+
+    keep_rubrics(settings)
+    if version is not None:
+        click.echo(rubric_text(settings, version), nl=False)
+        return
+    columns = ["task", "rubric", "in_use", "text_kept", "attempts", "passed", "first", "last"]
+    rows = [[row.get(name) for name in columns] for row in known_rubrics(settings)]
+    print_table(columns, rows, as_json=as_json)
+
+
+@click.command()
+@click.option("--rubric", "file", type=_FILE, help="A rubric in TOML. Default: the one set now, over older verdicts.")
+@click.option("--last", default=1000, show_default=True, type=click.IntRange(min=1), help="Cases, the newest first.")
+@click.option("--task", help="Needed where there are several.")
+@click.option(
+    "--attempts",
+    "which",
+    type=click.Choice(["last", "first", "all"]),
+    default="last",
+    show_default=True,
+    help="Of each case: the attempt that decided it, the student's own, or every one.",
+)
+@click.option("--programs-only", is_flag=True, help="Call no model; what a model had found of the rules stands.")
+@click.option("--show", default=20, show_default=True, type=click.IntRange(min=0), help="Flips to print.")
+@at_once
+@max_calls
+@as_json
+@with_settings
+def replay(
+    settings: Settings,
+    file: Path | None,
+    last: int,
+    task: str | None,
+    which: Any,
+    programs_only: bool,
+    show: int,
+    at_once: int,
+    max_calls: int,
+    as_json: bool,
+) -> None:
+    """Judge stored attempts again under another rubric, and show which rows would flip. Writes nothing."""
+    import asyncio
+
+    from schemas.settings.rubric_file import read_rubric
+    from streams import replay as replaying
+
+    task = one_task(settings, task)
+    rubric = settings.task(task).rubric if file is None else read_rubric(file)
+    _check_judge(settings, task, rubric, programs_only)
+    stored = replaying.stored_attempts(settings, task, last, which)
+    with _progress(settings, task, len(stored), rubric, programs_only) as bar:
+        found = asyncio.run(
+            replaying.replay(
+                settings,
+                task,
+                rubric,
+                stored,
+                at_once=at_once,
+                max_calls=max_calls,
+                programs_only=programs_only,
+                progress=lambda done: bar.update(1),
+            )
+        )
+    if as_json:
+        print_json(found)
+    else:
+        _print_replay(found, show)
+
+
+def _check_judge(settings: Settings, task: str, rubric: Rubric, programs_only: bool) -> None:
+    from schemas.errors import SettingsError
+
+    if rubric.needs_model and not settings.task(task).judge.model and not programs_only:
+        raise SettingsError(
+            f"rules {', '.join(rule.id for rule in rubric.model_rules)} need a model, but tasks.{task}.judge.model is "
+            "not set. Set it (--set works too), give the rules a check, or use --programs-only."
+        )
+
+
+def _progress(
+    settings: Settings, task: str, count: int, rubric: Rubric | None = None, programs_only: bool = False
+) -> Any:
+    """Returns a progress bar on standard error that says who judges."""
+    from agents.panel import seats
+
+    chosen = settings.task(task)
+    by = "programs"
+    if (rubric or chosen.rubric).needs_model and not programs_only:
+        by = ", ".join(dict.fromkeys(model.model for model in seats(chosen.judge, chosen.panel)))
+    return click.progressbar(length=count, label=f"judging {count} answers of {task} by {by}", file=sys.stderr)
+
+
+def _print_calibration(found: Any, spend: Spend, errors: dict[str, int]) -> None:
+    from schemas.tables import print_table
+
+    print_table(
+        ["", "expert passes", "expert fails"],
+        [
+            ["judge passes", found.passed_both, found.passed_judge_only],
+            ["judge fails", found.passed_expert_only, found.failed_both],
+        ],
+        as_json=False,
+    )
+    shares = {
+        "agreement": found.agreement,
+        "bad answers passed": found.false_passes,
+        "good answers failed": found.false_failures,
+    }
+    rows = [[name, _share(one.value), f"{one.low:.3f} to {one.high:.3f}", one.of] for name, one in shares.items()]
+    kappa = "" if found.kappa is None else f"{found.kappa:.3f}"
+    judged = found.examples - found.unjudged
+    rows.append(["Cohen's kappa", kappa, f"{found.kappa_low:.3f} to {found.kappa_high:.3f}", judged])
+    print_table(["", "value", "95 % interval", "of"], rows, as_json=False)
+    if found.rules:
+        columns = ["rule", "both", "judge only", "expert only", "precision", "recall"]
+        rules = [
+            [one.rule, one.both, one.judge_only, one.expert_only, _share(one.precision), _share(one.recall)]
+            for one in found.rules
+        ]
+        print_table(columns, rows=rules, as_json=False, title="Who found which rule broken")
+    _print_errors(errors)
+    click.echo(_cost(spend))
+
+
+def _print_differing(differing: Any, count: int) -> None:
+    from schemas.tables import print_table
+
+    rows = [
+        [
+            example.where.rpartition(", ")[2],
+            "passes" if example.passed else "fails",
+            "passes" if verdict.passed else "fails",
+            ", ".join(sorted({v.rule for v in verdict.violations})),
+            example.answer,
+            verdict.violations[0].why if verdict.violations else "",
+        ]
+        for example, verdict in differing
+    ]
+    columns = ["example", "expert", "judge", "rules", "answer", "why"]
+    print_table(columns, rows, as_json=False, title=f"Where they differ ({len(rows)} of {count})")
+
+
+def _print_replay(found: Replay, show: int) -> None:
+    from schemas.tables import print_table
+
+    before = ", ".join(f"{version} ({count})" for version, count in found.rubric_before.items())
+    click.echo(f"task {found.task}: {found.attempts} attempts judged by {before}, now by {found.rubric_after}")
+    print_table(
+        ["", "passes now", "fails now"],
+        [
+            ["passed before", found.still_passed, found.passed_to_failed],
+            ["failed before", found.failed_to_passed, found.still_failed],
+        ],
+        as_json=False,
+    )
+    columns = ["rule", "broken before", "broken now", "", "newly failed", "newly passed"]
+    rows = [[r.rule, r.before, r.after, r.change, r.newly_failed, r.newly_passed] for r in found.rules]
+    print_table(columns, rows, as_json=False, title="By rule, attempts")
+    if found.flips and show:
+        rows = [
+            [f.case_id, f.outcome, f.round, f.now, f"{f.score_before:.2f} -> {f.score_after:.2f}",
+             ", ".join(f.rules_before), ", ".join(f.rules_after), f.violations[0].hinge if f.violations else ""]
+            for f in found.flips[:show]
+        ]  # fmt: skip
+        columns = ["case", "outcome", "round", "now", "score", "broke", "breaks", "where"]
+        print_table(columns, rows, as_json=False, title=f"Flips ({len(rows)} of {len(found.flips)})")
+    _print_errors(found.unjudged)
+    flips = found.passed_to_failed + found.failed_to_passed
+    score = "" if found.score_before is None else f"; mean score {found.score_before:.3f} -> {found.score_after:.3f}"
+    share = f" ({flips / found.judged:.1%})" if found.judged else ""
+    click.echo(f"{flips} of {found.judged} would flip{share}{score}; {_cost(found.spend)}; {found.seconds:.1f} s")
+
+
+def _print_errors(errors: dict[str, int]) -> None:
+    for reason, count in errors.items():
+        click.echo(f"{count} could not be judged: {reason}")
+
+
+def _errors(judged: list[Judged]) -> dict[str, int]:
+    from collections import Counter
+
+    return dict(Counter(one.error[:200] for one in judged if one.verdict is None).most_common())
+
+
+def _cost(spend: Spend) -> str:
+    if not spend.calls:
+        return "no model was called"
+    price = f"{spend.cost_usd:.4f} USD" if spend.cost_usd else "no price is known for them"
+    return f"{spend.calls} model calls, {spend.prompt_tokens + spend.completion_tokens} tokens, {price}"
+
+
+def _told(violations: tuple[Violation, ...]) -> list[list[Any]]:
+    return [[v.rule, v.severity, v.hinge, v.why, v.fix] for v in violations]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+COMMANDS = (judge, replay)
