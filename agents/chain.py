@@ -12,12 +12,18 @@ from typing import Literal, NamedTuple
 from schemas.case import Attempt, Case
 from schemas.settings import Refiner, Task
 
+By = Literal["student", "teacher"]
+
 
 class Step(NamedTuple):
-    """The next refinement: who makes it, and the number of the attempt in the case that is rewritten."""
+    """The next refinement: who makes it, the number of the attempt in the case that is rewritten, and who stands in.
 
-    by: Literal["student", "teacher"]
+    The others of the chain who come later make it where the first cannot: its context may be too short for the prompt.
+    """
+
+    by: By
     attempt: int
+    stand_ins: tuple[By, ...] = ()
 
 
 class Stop(NamedTuple):
@@ -48,7 +54,8 @@ def next_step(case: Case, task: Task) -> Step | Stop:
         used, stalled = used + 1, stalled + 1 if has_stalled(case.attempts, number) else 0
     place, used, stalled = _moved(chain, patience, place, used, stalled)
     if place < len(chain):
-        return Step(chain[place].by, best_attempt(case.attempts))
+        others = dict.fromkeys(later.by for later in chain[place + 1 :] if later.by != chain[place].by)
+        return Step(chain[place].by, best_attempt(case.attempts), tuple(others))
     if stalled:
         what = "the last one scored less" if fell else "the same text or the same violations again"
         return Stop("score_fell" if fell else "no_progress", f"stopped after {made} refinements: {what}")

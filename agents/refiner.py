@@ -5,17 +5,23 @@ Who does it is the chain's turn (agents.chain): the student itself, with the ada
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections import Counter
 from itertools import takewhile
 
 import msgspec
 import numpy as np
 
-from agents.chain import Step, best_attempt, next_step
+from agents.chain import By, Step, best_attempt, next_step
+from agents.completion import Completion
 from agents.models import Models
 from agents.prompts import refiner_messages
-from schemas.case import Case
+from schemas.case import Case, Message
+from schemas.errors import EndpointRefused, ModelError
 from schemas.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _COMPARED = 1_000_000  # pairs of words
 
@@ -31,17 +37,32 @@ async def refine(case: Case, settings: Settings, models: Models, *, deadline: fl
         step = Step(task.refining.chain[-1].by, best_attempt(case.attempts))
     before = case.attempts[step.attempt]
     prompt = refiner_messages(case, before, task.rubric)
-    if step.by == "student":
-        answer = await models.complete("refiner", case.task, prompt, deadline=deadline, by="student")
-    else:
-        answer = await models.complete("refiner", case.task, prompt, deadline=deadline)
+    by, answer = await _asked(step, case, prompt, models, deadline)
     rewritten = msgspec.structs.replace(
         answer.attempt("refiner", case.rounds + 1),
-        refiner=step.by,
+        refiner=by,
         rewrote=before.round,
         changed=changed_share(before.text, answer.text),
     )
     return msgspec.structs.replace(case, attempts=(*case.attempts, rewritten), spend=case.spend.plus(answer.spend()))
+
+
+async def _asked(
+    step: Step, case: Case, prompt: list[Message], models: Models, deadline: float
+) -> tuple[By, Completion]:
+    """Returns who rewrote it, and the answer: that of the first in turn who does not refuse this case for good.
+
+    An outage is no reason to ask another: the case waits for its refiner as it would for any model.
+    """
+    ask = functools.partial(models.complete, "refiner", case.task, prompt, deadline=deadline)
+    for by in (step.by, *step.stand_ins):
+        try:
+            return by, await (ask(by="student") if by == "student" else ask())
+        except ModelError as error:
+            if error.transient or isinstance(error, EndpointRefused) or by == (step.by, *step.stand_ins)[-1]:
+                raise
+            log.info("refiner: case %s goes past the %s (%s)", case.case_id, by, error.reason)
+    raise AssertionError("a step has at least one refiner")
 
 
 def changed_share(before: str, after: str) -> float:

@@ -147,7 +147,8 @@ def _kind(judged: bool, found: list[dict[str, Any]], drawn: list[dict[str, Any]]
 
 def _weighed(kinds: list[Kind], name: str) -> float:
     total = sum(kind.cases for kind in kinds)
-    return sum(kind.cases / total * getattr(kind, name) for kind in kinds if kind.cases)
+    shares: list[float] = [kind.cases / total * getattr(kind, name) for kind in kinds if kind.cases]
+    return sum(shares)
 
 
 def _whole_kappa(kinds: list[Kind]) -> float | None:
