@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub_models import StubModels
+from stub_models import Reply, StubModels
+from stub_vllm import StubVllm
 from tiny import make_tiny_adapter, make_tiny_model
 
 from schemas.settings import Gate, LocalModel, Model, Rubric, Rule, Settings, Task, Trainer, load_settings
@@ -86,3 +87,25 @@ def run_folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_tiny_adapter(tmp_path_factory.mktemp("run") / "run", base)
     (folder / "manifest.json").unlink()
     return folder
+
+
+@pytest.fixture
+def vllm() -> Iterator[StubVllm]:
+    server = StubVllm()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def other() -> Iterator[StubVllm]:
+    server = StubVllm()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def hook(models: StubModels, monkeypatch: pytest.MonkeyPatch) -> StubModels:
+    """What the variable HOOK points to; keeps the events it is told."""
+    monkeypatch.setenv("HOOK", models.api_base)
+    models.answer = lambda request: Reply(raw=b"{}")
+    return models
