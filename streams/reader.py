@@ -1,21 +1,45 @@
 """Reading a product's log records: bytes of a shape we did not choose, to canonical records.
 
-Intake, redrive and `goldstream map test` make one `Reader` and give it every message with its headers.
+Intake, redrive and `goldstream map test` make one `Reader` and give it every message with its headers. Envelopes are
+taken off one after the other, then the topic's mapping is tried, then the shapes we know, in a fixed order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from schemas.errors import RecordError
 from schemas.settings import Settings
-from streams.records import Found
-from streams.shapes.openai_chat import read_openai_chat
+from streams.mapping import CompiledMapping
+from streams.records import Found, Record
+from streams.shapes.cloudevents import completed, context_of, from_headers, is_structured, structured_data
+from streams.shapes.debezium import changed_row, is_debezium, only_column
+from streams.shapes.flywheel import is_flywheel, read_flywheel
+from streams.shapes.helicone import is_helicone, read_helicone
+from streams.shapes.langfuse import is_langfuse, read_langfuse
+from streams.shapes.litellm import is_litellm, read_litellm
+from streams.shapes.openai import is_openai, read_openai
+from streams.shapes.otlp import is_otlp, read_otlp
+from streams.shapes.schema_registry import Registry, named_in_headers, split_magic
+from streams.shapes.streamed import is_chunk
+from streams.shapes.values import keys, kind
 
 Headers = Sequence[tuple[str, bytes | None]]
+
+MAX_DEPTH = 8  # envelopes within envelopes
+
+# In this order: a record of one may hold the tell-tales of those after it.
+_SHAPES: tuple[tuple[str, Callable[[dict[str, Any]], bool], Callable[[dict[str, Any]], Record]], ...] = (
+    ("litellm", is_litellm, read_litellm),
+    ("flywheel", is_flywheel, read_flywheel),
+    ("helicone", is_helicone, read_helicone),
+    ("langfuse", is_langfuse, read_langfuse),
+    ("openai", is_openai, read_openai),
+)
 
 
 class Reader:
@@ -23,6 +47,8 @@ class Reader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._registry = Registry(settings.schema_registry)
+        self._mappings: dict[str, CompiledMapping | None] = {}
 
     def read(self, value: bytes | None, headers: Headers, topic: str) -> list[Found]:
         """Returns what the message holds: at least one item, each a record or the reason why it is none.
@@ -30,41 +56,212 @@ class Reader:
         A reason never quotes the record's text. Raises RegistryDown, and nothing else: then the same message can be
         read later.
         """
+        walk = _Walk(self._registry, self._mapping(topic))
         try:
-            return [Found(index, _read_one(item)) for index, item in enumerate(_items(_parse(value)))]
+            walk.message(value, headers)
         except RecordError as error:
-            return [Found(0, error)]
+            if not walk.found:
+                return [Found(0, error, walk.trail)]
+            walk.found.append(Found(walk.index, error, walk.trail))
+        if not walk.found:
+            walk.found.append(Found(0, RecordError("no_call", "no span of the message is a model call"), "otlp"))
+        return walk.found
+
+    def _mapping(self, topic: str) -> CompiledMapping | None:
+        if topic not in self._mappings:
+            mapping = self._settings.mapping(topic)
+            self._mappings[topic] = CompiledMapping(mapping) if mapping.expressions() else None
+        return self._mappings[topic]
 
 
-def _items(body: Any) -> Iterator[Any]:
-    if not isinstance(body, list):
-        yield body
-        return
-    if not body:
-        raise RecordError("no_call", "an empty array")
-    if not any(isinstance(item, dict | list) for item in body):
-        raise RecordError("wrong_shape", f"expected objects, found an array of {type(body[0]).__name__}")
-    yield from body
+class _Walk:
+    """One message being taken apart. `index` numbers what could be a call, whether or not it is one."""
+
+    def __init__(self, registry: Registry, mapping: CompiledMapping | None) -> None:
+        self.found: list[Found] = []
+        self.index = 0
+        self.trail = ""  # the envelopes so far, as "cloudevents/debezium/"
+        self._registry = registry
+        self._mapping = mapping
+
+    def message(self, value: bytes | None, headers: Headers) -> None:
+        """Takes a whole message."""
+        context: dict[str, Any] = {}
+        if headers:
+            attributes = from_headers(headers)
+            if attributes:
+                self.trail, context = "cloudevents/", context_of(attributes)
+        if value is None or not value.strip():
+            raise RecordError("empty", "the record has no value")
+        named = named_in_headers(headers) if headers else None
+        if named is not None:
+            self.trail = "schema-registry/" + self.trail
+            self._open(self._registry.decode(named, value), context, 1)
+        else:
+            self._bytes(value, context, 0)
+
+    def _bytes(self, value: bytes, context: dict[str, Any], depth: int) -> None:
+        framed = split_magic(value)
+        if framed is not None:
+            self.trail += "schema-registry/"
+            self._open(self._registry.decode(*framed), context, depth + 1)
+        else:
+            self._open(parse_json(value), context, depth)
+
+    def _open(self, body: Any, context: dict[str, Any], depth: int) -> None:
+        """Takes a value apart, one envelope at a time. Raises RecordError where it holds one call at most."""
+        if depth > MAX_DEPTH:
+            raise RecordError("too_deep", f"more than {MAX_DEPTH} envelopes, one in the other")
+        if body.__class__ is dict:
+            self._object(body, context, depth)
+        elif isinstance(body, list):
+            self._batch(body, context, depth)
+        elif isinstance(body, str | bytes) and body[:1] in ("{", "[", "\x00", "\x01", b"{", b"[", b"\x00", b"\x01"):
+            self._bytes(body.encode("utf-8", "replace") if isinstance(body, str) else body, context, depth + 1)
+        else:
+            raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
+
+    def _batch(self, items: list[Any], context: dict[str, Any], depth: int) -> None:
+        if not items:
+            raise RecordError("no_call", "an empty array")
+        if not any(isinstance(item, dict | list) for item in items):
+            raise RecordError("wrong_shape", f"expected objects, found an array of {kind(items[0])}")
+        if all(is_chunk(item) for item in items):
+            raise RecordError("stream_chunk", "the pieces of a streamed answer, without its prompt")
+        trail = self.trail
+        context = {name: held for name, held in context.items() if name != "event_id"}  # one id is not for many
+        for item in items:
+            self.trail = trail
+            self._each(item, context, depth)
+
+    def _each(self, item: Any, context: dict[str, Any], depth: int) -> None:
+        try:
+            self._open(item, context, depth + 1)
+        except RecordError as error:
+            self._add(error)
+
+    def _object(self, body: dict[str, Any], context: dict[str, Any], depth: int) -> None:
+        if "specversion" in body and is_structured(body):
+            self.trail += "cloudevents/"
+            data = structured_data(body)
+            context = context | {name: held for name, held in context_of(body).items() if held}
+            if isinstance(data, bytes):
+                self._bytes(data, context, depth + 1)
+            else:
+                self._open(data, context, depth + 1)
+        elif is_otlp(body):
+            self._spans(body, context)
+        elif is_debezium(body):
+            self.trail += "debezium/"
+            row, of_event = changed_row(body)
+            self._row(row, context | {name: held for name, held in of_event.items() if held}, depth + 1)
+        else:
+            self._call(body, context, depth)
+
+    def _row(self, row: dict[str, Any], context: dict[str, Any], depth: int) -> None:
+        """Takes a table's row: a call, an envelope, or an outbox with one of these in a column."""
+        known = self._mapping or is_otlp(row) or is_structured(row) or any(fits(row) for _, fits, _ in _SHAPES)
+        column = None if known else only_column(row)
+        self._open(row if column is None else column, context, depth)
+
+    def _spans(self, body: dict[str, Any], context: dict[str, Any]) -> None:
+        start = self.index
+        for one in read_otlp(body, start):
+            self.index = one.index
+            self._add(one.record, context)
+        self.index = start + max(self.index - start, _span_count(body))
+
+    def _call(self, body: dict[str, Any], context: dict[str, Any], depth: int) -> None:
+        mapping = self._mapping
+        if mapping is not None and mapping.batched:
+            calls = mapping.items(body)
+            if calls:
+                for item in calls:
+                    try:
+                        self._add(self._read(item, mapping), context)
+                    except RecordError as error:
+                        self._add(error)
+                return
+        self._add(self._read(body, mapping), context)
+
+    def _read(self, body: Any, mapping: CompiledMapping | None) -> Record:
+        if mapping is None:
+            return _read_known(body)
+        if mapping.reads_prompts:
+            record = mapping.read(body)
+            if record is not None:
+                return record
+            if not isinstance(body, dict):
+                raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
+            try:
+                return mapping.overlaid(_read_known(body), body)
+            except RecordError as error:
+                raise (mapping.found_nothing(body) if error.reason in _UNKNOWN else error) from None
+        return mapping.overlaid(_read_known(body), body)
+
+    def _add(self, record: Record | RecordError, context: dict[str, Any] | None = None) -> None:
+        if isinstance(record, RecordError):
+            self.found.append(Found(self.index, record, self.trail.rstrip("/")))
+        else:
+            if self.trail or context:
+                more = completed(record, context or {})
+                record = msgspec.structs.replace(record, shape=self.trail + record.shape, **more)
+            self.found.append(Found(self.index, record, record.shape))
+        self.index += 1
 
 
-def _read_one(body: Any) -> Any:
-    try:
-        if not isinstance(body, dict):
-            raise RecordError("wrong_shape", f"expected a JSON object, found {type(body).__name__}")
-        return read_openai_chat(body)
-    except RecordError as error:
-        return error
+_UNKNOWN = ("wrong_shape", "no_messages")
 
 
-def _parse(value: bytes | None) -> Any:
-    if value is None or not value.strip():
-        raise RecordError("empty", "the record has no value")
+def parse_json(value: bytes) -> Any:
+    """Returns what JSON bytes hold, lines of JSON as an array. Raises RecordError."""
     try:
         return msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _parse_otherwise(value, error)
+
+
+def _parse_otherwise(value: bytes, error: Exception) -> Any:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError as why:
+        hint = "; protobuf? Have the collector write otlp_json" if value[:1] in b"\x0a\x12\x1a" else ""
+        raise RecordError("not_utf8", f"byte {why.start} is not UTF-8{hint}") from None
+    if isinstance(error, RecursionError):
+        raise RecordError("not_json", "nested too deeply")
+    if value[:3] == b"\xef\xbb\xbf":
+        return parse_json(value[3:])
+    if value.lstrip()[:1] in (b"{", b"[") and b"\n" in value.strip():
         try:
-            value.decode("utf-8")
-        except UnicodeDecodeError as why:
-            raise RecordError("not_utf8", f"byte {why.start} is not UTF-8") from None
-        detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RecordError("not_json", detail) from None
+            return msgspec.json.Decoder().decode_lines(value)
+        except (msgspec.DecodeError, RecursionError):
+            pass
+    try:
+        return _lenient(value)
+    except (ValueError, RecursionError):
+        raise RecordError("not_json", str(error)) from None
+
+
+def _lenient(value: bytes) -> Any:
+    """Returns what JSON as Python's own library writes it holds: NaN becomes null, half a surrogate pair `?`."""
+    held = json.loads(value, parse_constant=lambda _: None)
+    return msgspec.json.decode(json.dumps(held, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _read_known(body: Any) -> Record:
+    if body.__class__ is not dict:
+        raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
+    for _, fits, read in _SHAPES:
+        if fits(body):
+            return read(body)
+    raise RecordError("wrong_shape", f"no shape Goldstream reads; its keys are {keys(body)}")
+
+
+def _span_count(body: dict[str, Any]) -> int:
+    """Returns how many spans an export holds, so that what follows it in a batch has the same numbers for ever."""
+    count = 0
+    for resource in body["resourceSpans"] if isinstance(body["resourceSpans"], list) else ():
+        for scope in resource.get("scopeSpans") or () if isinstance(resource, dict) else ():
+            spans = scope.get("spans") if isinstance(scope, dict) else None
+            count += len(spans) if isinstance(spans, list) else 0
+    return count

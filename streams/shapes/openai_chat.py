@@ -1,88 +1,94 @@
-"""OpenAI chat completions, bare or with request and response side by side."""
+"""OpenAI chat completions: a request and its response, as one object or as two halves."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from schemas.case import Message
 from schemas.errors import RecordError
 from streams.records import Record
+from streams.shapes.chat import asked_and_answered, read_completion, read_messages
+from streams.shapes.streamed import is_chunk, whole_response
+from streams.shapes.values import amount, first, keys, kind, number, obj, params, parsed, text, time_ms, tools
 
-# Where products put the two halves of a call.
-_HALVES = (("request", "response"), ("request_body", "response_body"))
 
-
-def read_openai_chat(body: dict[str, Any]) -> Record:
-    """Returns the record of one chat completion."""
-    request, response = _halves(body)
+def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str = "openai-chat") -> Record:
+    """Returns the record of one chat completion; `around` is the object that holds both halves."""
+    response = whole_response(response)
+    if response is None:
+        response = {}
+    if response.__class__ is not dict:
+        if not isinstance(response, str):
+            raise RecordError("wrong_type", f"the response is {kind(response)}, expected an object")
+        response = {"choices": [{"message": {"content": response}}]}
     raw = request.get("messages")
-    if raw is None:
-        raise RecordError("no_messages", f"no `messages` in the record; its keys are {_keys(body)}")
-    messages = _messages(raw)
+    if raw.__class__ is str:
+        raw = parsed(raw)
     choices = response.get("choices")
-    if response.get("error") and not choices:
+    if not choices and response.get("error"):
         raise RecordError("failed_call", "the record holds an error in place of an answer")
+    if raw is None:
+        if is_chunk(response):
+            raise RecordError("stream_chunk", "log the whole answer, with its prompt")
+        raw = _legacy_prompt(request)
+    messages = read_messages(raw)
+    finish, completion = _first_choice(choices) if choices is not None else ("", ())
+    if not completion and choices is None and messages[-1].role == "assistant":
+        messages, completion = asked_and_answered(messages)
     metadata = request.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
+    metadata = metadata if metadata.__class__ is dict else {}
+    usage = response.get("usage")
+    usage = usage if usage.__class__ is dict else {}
+    offered = request.get("tools") or _legacy_functions(request.get("functions"))
     return Record(
         messages=messages,
-        completion=_completion(choices) if choices is not None else (),
-        event_id=_text(response.get("id")) or _text(body.get("request_id")) or _text(request.get("id")),
-        model=_text(response.get("model")) or _text(request.get("model")),
-        session_id=_text(body.get("session_id")) or _text(metadata.get("session_id")),
-        user=_text(request.get("user")),
-        trace_id=_text(body.get("trace_id")) or _text(metadata.get("trace_id")),
-        workload=_text(body.get("workload_id")) or _text(metadata.get("workload")),
-        shape="openai-chat",
+        completion=completion,
+        event_id=first(response.get("id"), around.get("request_id"), around.get("id"), request.get("id")),
+        ts_ms=time_ms(response.get("created") or around.get("timestamp") or around.get("created_at")),
+        trace_id=first(around.get("trace_id"), metadata.get("trace_id")),
+        session_id=first(around.get("session_id"), metadata.get("session_id"), around.get("conversation_id")),
+        workload=first(around.get("workload_id"), around.get("workload"), metadata.get("workload")),
+        user=first(request.get("user"), around.get("user_id"), request.get("safety_identifier")),
+        model=text(response.get("model")) or text(request.get("model")),
+        tools=tools(offered) if offered else (),
+        params=params(request),
+        prompt_tokens=number(usage.get("prompt_tokens")),
+        completion_tokens=number(usage.get("completion_tokens")),
+        finish_reason=finish,
+        cost_usd=amount(around.get("cost")),
+        shape=shape,
     )
 
 
-def _halves(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (request, response); both are the body itself where they are not told apart."""
-    for left, right in _HALVES:
-        if left in body:
-            request, response = body[left], body.get(right) or {}
-            for name, half in ((left, request), (right, response)):
-                if not isinstance(half, dict):
-                    raise RecordError("wrong_type", f"`{name}` is {type(half).__name__}, expected an object")
-            return request, response
-    return body, body
-
-
-def _messages(raw: Any) -> tuple[Message, ...]:
-    if not isinstance(raw, list):
-        raise RecordError("wrong_type", f"`messages` is {type(raw).__name__}, expected an array")
-    if not raw:
-        raise RecordError("no_messages", "`messages` is empty")
-    try:
-        messages = msgspec.convert(raw, tuple[Message, ...])
-    except msgspec.ValidationError as error:
-        raise RecordError("wrong_type", f"messages: {error}") from None
-    if not any(message.text().strip() for message in messages if message.role == "user"):
-        raise RecordError("no_messages", "no message of the user holds any text")
-    return messages
-
-
-def _completion(choices: Any) -> tuple[Message, ...]:
-    """Returns the first choice's message; nothing where there is none."""
-    if not isinstance(choices, list):
-        raise RecordError("wrong_type", f"`choices` is {type(choices).__name__}, expected an array")
+def _first_choice(choices: Any) -> tuple[str, tuple[Message, ...]]:
+    """Returns (finish reason, message) of the first choice; nothing where there is none."""
+    if choices.__class__ is not list:
+        raise RecordError("wrong_type", f"`choices` is {kind(choices)}, expected an array")
     if not choices:
-        return ()
-    message = choices[0].get("message") if isinstance(choices[0], dict) else None
-    if not isinstance(message, dict):
-        raise RecordError("wrong_type", "`choices[0].message` is missing or no object")
+        return "", ()
+    choice = choices[0]
+    if choice.__class__ is not dict:
+        raise RecordError("wrong_type", f"`choices[0]` is {kind(choice)}, expected an object")
+    finish = text(choice.get("finish_reason"))
+    message = choice.get("message")
+    if message is None and isinstance(choice.get("text"), str):  # legacy completions
+        message = {"content": choice["text"]}
+    if message.__class__ is not dict:
+        raise RecordError("wrong_type", f"`choices[0].message` is {kind(message)}, expected an object")
     content = message.get("content")
-    if content is not None and not isinstance(content, str):
-        raise RecordError("wrong_type", f"`choices[0].message.content` is {type(content).__name__}, expected text")
-    return (Message("assistant", content),)
+    if content is not None and content.__class__ is not str and content.__class__ is not list:
+        raise RecordError("wrong_type", f"`choices[0].message.content` is {kind(content)}, expected text")
+    return finish, read_completion(message, "choices[0].message")
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value) if isinstance(value, int) else ""
+def _legacy_prompt(request: dict[str, Any]) -> list[dict[str, Any]]:
+    prompt = request.get("prompt")
+    if not isinstance(prompt, str) or not ("model" in request or "max_tokens" in request):
+        raise RecordError("no_messages", f"no `messages` in the record; its keys are {keys(request)}")
+    return [{"role": "user", "content": prompt}]
 
 
-def _keys(body: dict[str, Any]) -> str:
-    return ", ".join(sorted(key[:40] for key in body)[:12]) or "none"
+def _legacy_functions(functions: Any) -> Any:
+    if not isinstance(functions, list):
+        return None
+    return [{"type": "function", "function": obj(function)} for function in functions]

@@ -1,0 +1,90 @@
+"""OpenAI's Responses API: `instructions` and `input` in, `output` items out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas.errors import RecordError
+from streams.records import Record
+from streams.shapes.chat import read_completion, read_messages
+from streams.shapes.values import amount, arguments, first, kind, number, obj, params, parsed, text, time_ms, tools
+
+
+def is_responses(request: dict[str, Any], response: Any) -> bool:
+    """Whether two halves are of the Responses API."""
+    if "messages" in request:
+        return False
+    if isinstance(response, dict) and ("output" in response or response.get("object") == "response"):
+        return isinstance(response.get("output"), list) or "instructions" in response
+    return "input" in request and ("instructions" in request or "previous_response_id" in request)
+
+
+def read_responses(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str) -> Record:
+    """Returns the record of one response; `around` is the object that holds both halves."""
+    response = obj(response)
+    if response.get("status") in ("failed", "cancelled") or (response.get("error") and not response.get("output")):
+        raise RecordError("failed_call", "the response's status is not completed")
+    said = parsed(request.get("input"))
+    if said is None:
+        raise RecordError("no_messages", "the response was logged without the request's `input`")
+    if first(request.get("previous_response_id"), response.get("previous_response_id")):
+        raise RecordError(
+            "no_messages", "the turns before are named by `previous_response_id` and not in the record; log them too"
+        )
+    instructions = request.get("instructions", response.get("instructions"))
+    messages: list[Any] = [{"role": "system", "content": instructions}] if isinstance(instructions, str) else []
+    messages += [{"role": "user", "content": said}] if isinstance(said, str) else _items(said, "input")
+    usage = obj(response.get("usage"))
+    output = response.get("output")
+    answer = _items(output, "output") if output is not None else []
+    metadata = obj(request.get("metadata") or response.get("metadata"))
+    conversation = request.get("conversation") or response.get("conversation")
+    conversation = conversation.get("id") if isinstance(conversation, dict) else conversation
+    return Record(
+        messages=read_messages(messages, "input"),
+        completion=read_completion(answer, "output"),
+        event_id=first(response.get("id"), around.get("request_id"), request.get("id")),
+        ts_ms=time_ms(response.get("created_at") or around.get("timestamp")),
+        trace_id=first(around.get("trace_id"), metadata.get("trace_id")),
+        session_id=first(around.get("session_id"), metadata.get("session_id"), conversation),
+        workload=first(around.get("workload_id"), metadata.get("workload")),
+        user=first(request.get("user"), request.get("safety_identifier"), around.get("user_id")),
+        model=first(response.get("model"), request.get("model")),
+        tools=tools(request.get("tools") or response.get("tools")),
+        params=params(request),
+        prompt_tokens=number(usage.get("input_tokens")),
+        completion_tokens=number(usage.get("output_tokens")),
+        finish_reason=first(response.get("status")),
+        cost_usd=amount(around.get("cost")),
+        shape=shape,
+    )
+
+
+def _items(items: Any, where: str) -> list[dict[str, Any]]:
+    """Returns input or output items as chat messages; consecutive tool calls are one message."""
+    if not isinstance(items, list):
+        raise RecordError("wrong_type", f"`{where}` is {kind(items)}, expected text or an array")
+    messages: list[dict[str, Any]] = []
+    for item in items:
+        if not isinstance(item, dict):
+            raise RecordError("wrong_type", f"one of `{where}` is {kind(item)}, expected an object")
+        name = item.get("type", "message")
+        if name == "message":
+            messages.append({"role": item.get("role", "assistant"), "content": item.get("content")})
+        elif name == "function_call":
+            function = {"name": text(item.get("name")), "arguments": arguments(item.get("arguments"))}
+            call = {"id": first(item.get("call_id"), item.get("id")), "type": "function", "function": function}
+            if messages and messages[-1].get("tool_calls") and messages[-1]["role"] == "assistant":
+                messages[-1]["tool_calls"].append(call)
+            else:
+                messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        elif name == "function_call_output":
+            result = item.get("output")
+            result = result if isinstance(result, str | list) else arguments(result)
+            messages.append({"role": "tool", "tool_call_id": first(item.get("call_id")), "content": result})
+        elif name in ("input_image", "input_file", "input_audio", "image_generation_call"):
+            raise RecordError("not_text", f"`{where}` holds {name}")
+        elif name in ("input_text", "output_text"):
+            messages.append({"role": "user" if name == "input_text" else "assistant", "content": [item]})
+        # What is left is thinking, or a tool of the vendor's own, whose result the model saw and we do not.
+    return messages

@@ -1,0 +1,149 @@
+"""OTLP/JSON traces: spans of model calls, by the GenAI conventions of today and before, or by OpenInference.
+
+A message holds many spans, of which most are no model call. streams.shapes.otlp_messages reads the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from schemas.errors import RecordError
+from streams.records import Found, Record
+from streams.shapes.otlp_messages import Attributes, answered_by, asked_of, offered_to
+from streams.shapes.values import amount, first, kind, number, obj, time_ms
+
+_MAX_DEPTH = 32
+_CHAT = ("chat", "text_completion", "generate_content", "completion", "message")
+_PARAMS = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty", "seed")
+
+
+def is_otlp(body: dict[str, Any]) -> bool:
+    """Whether an object is an export of traces."""
+    return "resourceSpans" in body
+
+
+def read_otlp(body: dict[str, Any], start: int = 0) -> Iterator[Found]:
+    """Yields the model calls among the spans; `index` counts all spans, so that it stays when we learn to read more.
+
+    Raises RecordError where the export itself is broken; a broken span is an item of its own.
+    """
+    index = start - 1
+    for resource in _objects(body["resourceSpans"], "resourceSpans"):
+        of_resource = attributes_of(obj(resource.get("resource")).get("attributes"))
+        scopes = resource.get("scopeSpans", resource.get("instrumentationLibrarySpans"))
+        for scope in _objects(scopes if scopes is not None else [], "scopeSpans"):
+            for span in _objects(scope["spans"] if scope.get("spans") is not None else [], "spans"):
+                index += 1
+                try:
+                    attributes = attributes_of(span.get("attributes"))
+                    convention = _convention(attributes, span)
+                    if convention:
+                        yield Found(index, _read_span(span, attributes, of_resource, convention), convention)
+                except RecordError as error:
+                    yield Found(index, error, "otlp")
+
+
+def attributes_of(raw: Any) -> Attributes:
+    """Returns OTLP's array of {key, value} as an object with plain values."""
+    if raw is None:
+        return {}
+    found: Attributes = {}
+    for item in _objects(raw, "attributes"):
+        key = item.get("key")
+        if key.__class__ is str:
+            value = item.get("value")
+            if value.__class__ is dict and len(value) == 1 and "stringValue" in value:
+                found[key] = value["stringValue"]
+            else:
+                found[key] = _plain(value, 0)
+    return found
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if value.__class__ is not dict:
+        return None
+    if depth > _MAX_DEPTH:
+        raise RecordError("too_deep", "an attribute is nested too deeply")
+    for name, held in value.items():
+        if name == "intValue":
+            return int(held) if isinstance(held, str) and held.lstrip("-").isdecimal() and len(held) < 21 else held
+        if name in ("stringValue", "doubleValue", "boolValue", "bytesValue"):
+            return held
+        if name == "arrayValue":
+            return [_plain(one, depth + 1) for one in _objects(obj(held).get("values") or [], "arrayValue")]
+        if name == "kvlistValue":
+            pairs = _objects(obj(held).get("values") or [], "kvlistValue")
+            return {one["key"]: _plain(one.get("value"), depth + 1) for one in pairs if isinstance(one.get("key"), str)}
+    return None
+
+
+def _convention(attributes: Attributes, span: dict[str, Any]) -> str:
+    """Returns which convention a span of a model call follows; "" for any other span."""
+    of_openinference = attributes.get("openinference.span.kind")
+    if of_openinference is not None:
+        return "otlp-openinference" if of_openinference == "LLM" else ""
+    operation = attributes.get("gen_ai.operation.name", attributes.get("llm.request.type"))
+    if operation is not None:
+        return "otlp-genai" if operation in _CHAT else ""
+    for name in attributes:
+        if name[:7] == "gen_ai." and name[7:13] in ("input.", "prompt", "reques", "system", "output"):
+            return "otlp-genai"
+        if name[:18] == "llm.input_messages":
+            return "otlp-openinference"
+    return ""
+
+
+def _read_span(span: dict[str, Any], attributes: Attributes, resource: Attributes, shape: str) -> Record:
+    get = attributes.get
+    status = obj(span.get("status")).get("code")
+    if status in (2, "2", "STATUS_CODE_ERROR") or get("error.type"):
+        raise RecordError("failed_call", "the span's status is an error")
+    events = [
+        (first(event.get("name")), attributes_of(event.get("attributes")))
+        for event in _objects(span["events"] if span.get("events") is not None else [], "events")
+    ]
+    finish = get("gen_ai.response.finish_reasons")
+    finish = finish[0] if isinstance(finish, list) and finish else finish
+    completion, said_finish = answered_by(attributes, events)
+    trace_id, span_id = first(span.get("traceId")), first(span.get("spanId"))
+    given = {name: value for name in _PARAMS if (value := get(f"gen_ai.request.{name}")) is not None}
+    if stops := get("gen_ai.request.stop_sequences"):
+        given["stop"] = stops
+    given |= {name: value for name, value in obj(get("llm.invocation_parameters")).items() if name in _PARAMS}
+    return Record(
+        messages=asked_of(attributes, events),
+        completion=completion,
+        event_id=first(get("gen_ai.response.id")) or (f"{trace_id}:{span_id}" if trace_id and span_id else ""),
+        ts_ms=time_ms(span.get("startTimeUnixNano")),
+        source=first(resource.get("service.name")),
+        trace_id=trace_id,
+        session_id=first(get("gen_ai.conversation.id"), get("session.id")),
+        workload=first(get("gen_ai.agent.name"), get("workload"), get("gen_ai.prompt.name")),
+        user=first(get("user.id"), get("enduser.id")),
+        model=first(get("gen_ai.response.model"), get("gen_ai.request.model"), get("llm.model_name")),
+        tools=offered_to(attributes),
+        params=given,
+        prompt_tokens=number(
+            _any(get, "gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt")
+        ),
+        completion_tokens=number(
+            _any(get, "gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion")
+        ),
+        finish_reason=first(finish, said_finish, get("llm.finish_reason")),
+        cost_usd=amount(_any(get, "gen_ai.usage.cost", "llm.cost.total")),
+        shape=shape,
+    )
+
+
+def _any(get: Any, *names: str) -> Any:
+    return next((value for name in names if (value := get(name)) is not None), None)
+
+
+def _objects(raw: Any, where: str) -> list[dict[str, Any]]:
+    if raw.__class__ is not list:
+        raise RecordError("wrong_type", f"`{where}` is {kind(raw)}, expected an array")
+    for item in raw:
+        if item.__class__ is not dict:
+            raise RecordError("wrong_type", f"one of `{where}` is {kind(item)}, expected an object")
+    return raw
