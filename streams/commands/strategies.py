@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -32,10 +33,10 @@ def strategies_list(settings: Settings, task: str | None, as_json: bool) -> None
     if as_json:
         print_table(Used._fields, found, as_json=True)
         return
-    columns = ["task", "id", "cases", "rules", "mistake", "guardrail", "first seen", "last seen", "also"]
+    columns = ["task", "id", "cases", "rules", "mistake", "guardrail", "first", "last", "also"]
     rows = [
-        [u.task, u.id, u.cases, ", ".join(u.rules), u.mistake, u.guardrail, u.first_seen, u.last_seen,
-         ", ".join(u.other_names)]
+        [u.task, u.id, u.cases, _few(u.rules), u.mistake, u.guardrail, _day(u.first_seen), _day(u.last_seen),
+         _few(u.other_names)]
         for u in found
     ]  # fmt: skip
     print_table(columns, rows, as_json=False)
@@ -76,6 +77,15 @@ def strategies_reword(
         raise SettingsError("say the new words with --mistake, --guardrail or both.")
     reword_strategy(settings, one_task(settings, task), name, mistake, guardrail, reviewer(by))
     click.echo(f"{name} has new words; rows written before keep theirs")
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _day(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d}"
 
 
 COMMANDS = (strategies,)
