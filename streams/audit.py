@@ -29,8 +29,8 @@ from schemas.settings import Settings
 from schemas.tables import print_table
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, PROMPTS, REFINE, STAGE_INPUT
 from streams.gold import open_gold
-from streams.intake import began
 from streams.lookup import Range, make_reader, read_ranges, read_scattered
+from streams.positions import began
 from streams.topics import cluster_id, connect_admin
 
 # So near to where intake began, a record's own clock cannot tell whether intake began before or after it.

@@ -20,12 +20,11 @@ from schemas.errors import BrokerError, GoldError, SettingsError
 from schemas.settings import Settings
 from schemas.tables import printable
 from schemas.topics import OUTCOMES, PROMPTS, STAGE_INPUT
+from streams.admission.admit import Admission
 from streams.audit import moving_cases
 from streams.clients import make_producer
 from streams.gold import open_gold
-from streams.intake import admit
 from streams.lookup import make_reader, read_records
-from streams.reader import Reader
 from streams.stage import Hop
 from streams.story import tell
 from streams.topics import cluster_id, connect_admin
@@ -158,7 +157,7 @@ def redrive(
             for glance, _ in moving_cases(settings, admin, reader):
                 if glance is not None:
                     moving[glance.case_id] = max(glance.epoch, moving.get(glance.case_id, 0))
-            cluster, log_reader = cluster_id(settings), Reader(settings)
+            cluster, admission = cluster_id(settings), Admission(settings)
             for batch in _letters(settings, _match(reason, stage, task, case_id)):
                 # 2.
                 refused = [case for facts, case in batch if case is not None and facts["stage"] == "intake"]
@@ -167,7 +166,7 @@ def redrive(
                 decided: list[tuple[dict[str, Any], list[Hop] | _Stays]] = []
                 for facts, case in batch:
                     try:
-                        decided.append((facts, _back(facts, case, moving, records, cluster, settings, log_reader)))
+                        decided.append((facts, _back(facts, case, moving, records, cluster, settings, admission)))
                     except _Stays as stays:
                         decided.append((facts, stays))
                 # 3.
@@ -192,14 +191,14 @@ def revived(case: Case) -> Hop:
     return Hop(topic, again)
 
 
-def readmitted(case: Case, record: Any, settings: Settings, log_reader: Reader) -> list[Hop]:
+def readmitted(case: Case, record: Any, settings: Settings, admission: Admission) -> list[Hop]:
     """Returns what a refused record becomes when intake reads it today; the letter's own item keeps id and place.
 
     It gets the next epoch. A letter of a whole record may become several cases: the others are new, with ids of
     their own. Raises _Stays where the letter's item would be dead again. What is now left out, say unsampled, does
     end: as dropped.
     """
-    cases = admit(record.value, record.headers, case.source, settings, log_reader)
+    cases = admission.admit(record.value, record.headers, case.source)
     if case.source.count > 1:  # its neighbours have ended each for itself
         cases = [again for again in cases if again.source.index == case.source.index]
         if not cases:
@@ -220,7 +219,7 @@ def _back(
     records: Mapping[tuple[str, int, int], Any],
     cluster: str,
     settings: Settings,
-    log_reader: Reader,
+    admission: Admission,
 ) -> list[Hop]:
     if case is None or facts["reason"] == "undecodable_case":
         raise _Stays("impossible", _UNDECODABLE)
@@ -228,7 +227,7 @@ def _back(
     if epoch > case.epoch:
         raise _Stays("on its way", f"already redriven, at epoch {epoch}; `goldstream case {case.case_id}`")
     if facts["stage"] == "intake":
-        hops = readmitted(case, _unchanged(case, records, cluster), settings, log_reader)
+        hops = readmitted(case, _unchanged(case, records, cluster), settings, admission)
     elif case.task not in settings.tasks:
         raise _Stays("impossible", f"task {case.task!r} is no longer in the settings")
     else:

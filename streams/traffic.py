@@ -16,8 +16,8 @@ from agents.scribe.scripted import write_draft
 from agents.scribe.transcripts import make_transcript
 from schemas.case import Split
 from schemas.settings import Settings
+from streams.admission.admit import split_of
 from streams.clients import make_producer
-from streams.intake import split_of
 
 TOPIC = "prod.scribe.chat"
 

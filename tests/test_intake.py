@@ -14,10 +14,9 @@ from pipeline import STUB_TASK, openai_record, produce
 
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.settings import Settings, load_settings
+from streams.admission.admit import Admission, share_of, split_of
 from streams.clients import make_consumer
-from streams.intake import admit as admit_all
-from streams.intake import run_intake, share_of, split_of
-from streams.reader import Reader
+from streams.intake import run_intake
 from streams.topics import create_topics, ensure_source_topic
 
 HERE = Source(cluster="c", topic="logs", partition=1, offset=7)
@@ -37,7 +36,7 @@ def record(**changes: Any) -> bytes:
 
 def admit(value: bytes | None, source: Source, settings: Settings) -> Case:
     """Admits a record that becomes one case."""
-    (case,) = admit_all(value, (), source, settings, Reader(settings))
+    (case,) = Admission(settings).admit(value, (), source)
     return case
 
 
@@ -97,12 +96,12 @@ def test_a_failed_production_call_is_dropped_with_its_reason(settings: Settings)
 
 def test_a_record_of_several_calls_becomes_several_cases_each_with_its_own_identity(settings: Settings) -> None:
     calls = [json.loads(record(id="a")), json.loads(record(id=None)), {"messages": "no"}, json.loads(record(id="d"))]
-    cases = admit_all(json.dumps(calls).encode(), (), HERE, settings, Reader(settings))
+    cases = Admission(settings).admit(json.dumps(calls).encode(), (), HERE)
     assert [(case.source.index, case.source.count) for case in cases] == [(0, 4), (1, 4), (2, 4), (3, 4)]
     assert [case.outcome.reason if case.outcome else "" for case in cases] == ["", "", "wrong_type", ""]
     assert [cases[0].case_id, cases[3].case_id] == ["a", "d"]
     assert len({case.case_id for case in cases}) == 4
-    again = admit_all(json.dumps(calls).encode(), (), HERE, settings, Reader(settings))
+    again = Admission(settings).admit(json.dumps(calls).encode(), (), HERE)
     assert [case.case_id for case in again] == [case.case_id for case in cases]
 
 
