@@ -1,0 +1,411 @@
+"""Claims about the service around a run: one at a time, what a kill or an error leaves, who is promoted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tiny import make_tiny_model
+from toys import (
+    OLD,
+    STRATEGY,
+    TOY,
+    Service,
+    ToyEngine,
+    a_case,
+    a_manifest,
+    add_gold,
+    files_of_at_most,
+    toy_gold,
+    toy_judge,
+    wait_until,
+    with_task,
+)
+
+from schemas.adapters import GateReport, base_fingerprint, verify_adapter
+from schemas.case import Message, Violation
+from schemas.errors import AdapterError, ModelUnavailable, SettingsError, SetupError, TrainingError
+from schemas.gold import current_watermark
+from schemas.settings import Gate, LocalModel, Model, Rubric, Rule, Settings, Trainer
+from trainer.base import student_base
+from trainer.lease import LeaseLost, lease
+from trainer.pinned import Pinned
+from trainer.registry import incumbent, list_adapters, promote, publish, read_gate
+from trainer.run import would_fail_again
+from trainer.service import read_status, run_trainer
+
+
+def test_the_service_trains_gates_and_promotes_once_for_one_watermark(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = settings.adapters
+    caplog.set_level(logging.INFO, "goldstream.trainer")
+    with Service(settings):
+        toy_gold(settings.gold)
+        wait_until(lambda: incumbent(registry, "toy"), 40)
+        time.sleep(0.2)
+    (manifest,) = list_adapters(registry, "toy")
+    assert (manifest.rows, manifest.pairs, manifest.watermark, manifest.base) == (4, 8, {0: 8}, "tiny")
+    assert (manifest.settings["rank"], manifest.training["steps"]) == (16, 30)
+    assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors", "steps.jsonl"}
+    report = read_gate(registry, "toy", manifest.version)
+    assert report is not None
+    assert (report.decision, report.before, report.after) == ("promote", 0.0, 1.0)
+    assert incumbent(registry, "toy") == manifest.version
+    verify_adapter(registry / "toy" / manifest.version)
+    status = read_status(settings, "toy")
+    assert status is not None
+    assert (status.state, status.step, status.error) == ("idle", 30, "")
+    assert "red" not in caplog.text  # no prompt text in logs
+
+
+def untrained(settings: Settings, **trainer: Any) -> Settings:
+    """Settings of a run that takes no time; what it learns does not matter."""
+    quick = {"epochs": 1, "rank": 4} | trainer
+    return with_task(settings, trainer=msgspec.structs.replace(settings.tasks["toy"].trainer, **quick))
+
+
+class Perfect(ToyEngine):
+    """The base knows nothing, every adapter everything."""
+
+    def __init__(self, base_sha256: str = "0" * 64, on_ask: Any = None) -> None:
+        super().__init__({"": dict.fromkeys(TOY, "?")})
+        self.base_sha256, self.on_ask = base_sha256, on_ask
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        self.answers[name] = TOY
+        if self.on_ask:
+            self.on_ask()
+
+
+def once(settings: Settings, engine: ToyEngine | None = None, **options: Any) -> GateReport | None:
+    made = engine or Perfect()
+    options = {"stop": threading.Event(), "judge": toy_judge, "make_engine": lambda settings, task: made} | options
+    return run_trainer(settings, once="toy", **options)
+
+
+def test_a_run_asked_for_ignores_the_trigger_and_manual_promotion_waits(settings: Settings) -> None:
+    settings = with_task(untrained(settings, min_corrected_rows=1000), gate=Gate(min_holdout=4, promotion="manual"))
+    toy_gold(settings.gold)
+    report = once(settings)
+    assert report is not None
+    assert (report.decision, incumbent(settings.adapters, "toy")) == ("promote", "")
+
+
+def test_the_clock_starts_a_run_in_the_service_and_a_restart_does_not_reset_it(settings: Settings) -> None:
+    settings = untrained(settings, min_corrected_rows=1000, every_hours=1.0)
+    toy_gold(settings.gold)
+    with Service(settings, make_engine=lambda settings, task: Perfect()):
+        wait_until(lambda: read_status(settings, "toy"))
+        time.sleep(0.2)
+    status = read_status(settings, "toy")
+    assert status is not None
+    assert (status.corrected, status.last_run_ms, list_adapters(settings.adapters, "toy")) == (4, 0, [])
+    hour_ago = msgspec.structs.replace(status, since_ms=status.since_ms - HOUR)
+    (settings.state / "trainer/toy.json").write_bytes(msgspec.json.encode(hour_ago))
+    with Service(settings, make_engine=lambda settings, task: Perfect()):
+        wait_until(lambda: incumbent(settings.adapters, "toy"))
+        time.sleep(0.2)
+    assert len(list_adapters(settings.adapters, "toy")) == 1
+    status = read_status(settings, "toy")
+    assert status is not None
+    assert status.last_run_ms > status.since_ms + HOUR
+
+
+def test_gold_that_arrives_in_the_middle_of_a_run_waits_for_the_next(settings: Settings) -> None:
+    settings = untrained(settings)
+    more = [
+        [a_case(f"{wave}-{color}", color, answer, strategy=STRATEGY) for color, answer in TOY.items()]
+        for wave in (1, 2)
+    ]
+
+    def arrive() -> None:
+        if more:
+            add_gold(settings.gold, more.pop())
+
+    toy_gold(settings.gold)
+    with Service(settings, make_engine=lambda settings, task: Perfect(on_ask=arrive)):
+        wait_until(lambda: len(list_adapters(settings.adapters, "toy")) == 3, 40)
+        time.sleep(0.2)
+    found = list_adapters(settings.adapters, "toy")
+    assert [(manifest.watermark, manifest.rows) for manifest in found] == [({0: 8}, 4), ({0: 12}, 8), ({0: 16}, 12)]
+
+
+class StopAfter(threading.Event):
+    """A stop that is asked for after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_own_gold_under_its_own_name(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = msgspec.structs.replace(settings.tasks["toy"].trainer, checkpoint_every_s=1e-6)
+    settings = with_task(settings, trainer=trainer)
+    toy_gold(settings.gold)
+    assert once(settings, stop=StopAfter(10)) is None
+    (left,) = (settings.state / "trainer/runs/toy").iterdir()
+    add_gold(settings.gold, [a_case("later", "red", "stop", strategy=STRATEGY)])
+    caplog.set_level(logging.INFO, "goldstream.trainer")
+    report = once(settings)
+    assert report is not None
+    (manifest,) = list_adapters(settings.adapters, "toy")
+    assert (report.version, manifest.version, manifest.watermark) == (left.name, left.name, {0: 8})
+    assert (manifest.training["steps"], manifest.training["resumed_at"]) == (30, 11)  # the eleventh was done
+    assert "goes on; newer gold waits" in caplog.text
+    assert list((settings.state / "trainer/runs/toy").iterdir()) == []
+
+
+def interrupted(settings: Settings, **changes: Any) -> Path:
+    """Leaves a run that was stopped before its first step, with its run.json changed."""
+    assert once(settings, stop=StopAfter(0)) is None
+    (left,) = (settings.state / "trainer/runs/toy").iterdir()
+    pinned = msgspec.json.decode((left / "run.json").read_bytes(), type=Pinned)
+    (left / "run.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(pinned, **changes)))
+    return left
+
+
+def test_a_run_on_another_base_is_dropped_and_a_new_one_begun(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = untrained(settings)
+    toy_gold(settings.gold)
+    caplog.set_level(logging.INFO, "goldstream.trainer")
+    left = interrupted(settings, base_sha256="f" * 64)
+    report = once(settings)
+    assert report is not None
+    assert report.version != left.name
+    assert "the base has changed" in caplog.text
+
+
+def test_a_run_that_is_killed_again_and_again_is_given_up_until_new_gold_comes(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.service.FIRST_RETRY_S", 0.1)
+    settings = untrained(settings)
+    toy_gold(settings.gold)
+    interrupted(settings, tries=5, furthest=3)
+    with Service(settings, make_engine=lambda settings, task: Perfect()):
+        wait_until(lambda: "killed 5 times without getting further than step 3" in caplog.text)
+        time.sleep(0.4)
+        assert not (settings.adapters / "toy/promotions").exists()
+        add_gold(settings.gold, [a_case("later", "red", "stop", strategy=STRATEGY)])
+        wait_until(lambda: incumbent(settings.adapters, "toy"), 40)
+    assert len(list_adapters(settings.adapters, "toy")) == 1
+
+
+@pytest.mark.parametrize("point", ["trainer.after_publish", "registry.after_report"])
+def test_a_trainer_that_is_killed_anywhere_leaves_one_version_promoted_in_the_end(
+    settings: Settings, point: str
+) -> None:
+    settings = untrained(settings)
+    toy_gold(settings.gold)
+    script = (
+        "import sys, msgspec, test_trigger; from schemas.settings import Settings;"
+        "test_trigger.once(msgspec.json.decode(sys.argv[1], type=Settings))"
+    )
+    environment = os.environ | {"GOLDSTREAM_CRASH_AT": point, "PYTHONPATH": str(Path(__file__).parent)}
+    arguments = [sys.executable, "-c", script, msgspec.json.encode(settings).decode()]
+    killed = subprocess.run(arguments, env=environment, capture_output=True, timeout=200, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert incumbent(settings.adapters, "toy") == ""
+    assert once(settings) is not None
+    (manifest,) = list_adapters(settings.adapters, "toy")
+    assert incumbent(settings.adapters, "toy") == manifest.version
+    verify_adapter(settings.adapters / "toy" / manifest.version)
+    assert (settings.adapters / "toy" / manifest.version / "gate.html").exists()
+
+
+def test_shadow_promotion_judges_and_publishes_and_never_switches(settings: Settings) -> None:
+    settings = with_task(untrained(settings), gate=Gate(min_holdout=4, promotion="shadow"))
+    toy_gold(settings.gold)
+    report = once(settings)
+    assert report is not None
+    assert (report.decision, report.promotion) == ("promote", "shadow")
+    assert once(settings) is not None  # nor when the next run, or the next start, looks at it again
+    assert incumbent(settings.adapters, "toy") == ""
+    page = (settings.adapters / "toy" / report.version / "gate.html").read_text()
+    assert "it would have been promoted" in page
+
+
+def test_a_new_base_starts_a_line_of_its_own_that_meets_the_base_itself(
+    settings: Settings, base: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    publish(settings.adapters, run_folder, a_manifest(base, OLD, watermark={0: 8}))
+    promote(settings.adapters, "toy", OLD, by="gate")
+    toy_gold(settings.gold)
+    other = make_tiny_model(tmp_path / "other", seed=7)
+    moved = msgspec.structs.replace(untrained(settings), local={"tiny": LocalModel(path=str(other))})
+    asked: list[ToyEngine] = []
+
+    def make_engine(settings: Settings, task: str) -> ToyEngine:
+        asked.append(Perfect(base_fingerprint(Path(settings.local["tiny"].path))))
+        return asked[-1]
+
+    with Service(moved, make_engine=make_engine):  # all gold is new to the new base: the trigger fires
+        wait_until(lambda: incumbent(settings.adapters, "toy") != OLD)
+    old, new = list_adapters(settings.adapters, "toy")
+    assert (old.version, new.version.partition("-")[0]) == (OLD, "v0002")
+    assert new.base_sha256 == base_fingerprint(other) != old.base_sha256
+    report = read_gate(settings.adapters, "toy", new.version)
+    assert report is not None
+    assert (report.incumbent, report.decision) == ("", "promote")
+    assert asked[0].asked == ["", new.version]  # the version of the other base was never asked
+
+
+def test_a_refused_candidate_and_a_run_without_gold_leave_the_incumbent(
+    settings: Settings, base: Path, run_folder: Path
+) -> None:
+    settings = untrained(settings)
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        once(settings)
+    publish(settings.adapters, run_folder, a_manifest(base, OLD))
+    promote(settings.adapters, "toy", OLD, by="gate")
+    toy_gold(settings.gold)
+    report = once(settings, Perfect(base_fingerprint(base)))  # both know everything: no gain
+    assert report is not None
+    assert (report.incumbent, report.decision) == (OLD, "refuse")
+    assert incumbent(settings.adapters, "toy") == OLD
+
+
+def test_a_disk_without_room_ends_a_run_and_not_the_service_and_the_run_goes_on_when_there_is_room(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.service.FIRST_RETRY_S", 0.2)
+    settings = untrained(settings)
+    toy_gold(settings.gold)
+    with Service(settings, make_engine=lambda settings, task: Perfect()):
+        with files_of_at_most(2000):  # the adapter is larger, what is said about it is not
+            wait_until(lambda: "the run ended early" in caplog.text, 60)
+            with files_of_at_most(0):
+                wait_until(lambda: "toy.json cannot be written" in caplog.text, 60)
+        wait_until(lambda: incumbent(settings.adapters, "toy"), 60)
+    assert len(list_adapters(settings.adapters, "toy")) == 1
+
+
+def test_gold_of_one_class_only_is_refused_with_what_to_change(settings: Settings) -> None:
+    add_gold(settings.gold, [a_case(color, color, answer, corrected=False) for color, answer in TOY.items()])
+    with pytest.raises(TrainingError, match=r"all 4 gold rows of toy passed at the first attempt.*rubric stricter"):
+        once(settings)
+    assert list_adapters(settings.adapters, "toy") == []
+    assert not list((settings.state / "trainer/runs/toy").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (TrainingError("no gold"), True),
+        (AdapterError("NaN"), True),
+        (SettingsError("no base"), True),
+        (ValueError("a verifier's"), True),
+        (ModelUnavailable("503"), False),
+        (SetupError("disk full"), False),
+        (OSError(28, "No space left on device"), False),
+        (LeaseLost("taken over"), False),
+    ],
+)
+def test_only_what_the_same_gold_would_do_again_waits_for_new_gold(error: Exception, again: bool) -> None:
+    assert would_fail_again(error) == again
+
+
+def test_a_trainer_asked_for_one_run_waits_for_the_one_at_work_and_says_so(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = untrained(settings)
+    toy_gold(settings.gold)
+    with lease(settings.adapters / "toy/lease", threading.Event()):
+        thread = threading.Thread(target=once, args=(settings,))
+        thread.start()
+        wait_until(lambda: "another trainer is at work" in caplog.text)
+        assert not (settings.state / "trainer/runs/toy").exists()
+    thread.join(30)
+    assert len(list_adapters(settings.adapters, "toy")) == 1
+
+
+def test_a_second_trainer_waits_for_the_first(settings: Settings) -> None:
+    toy_gold(settings.gold)
+    with lease(settings.adapters / "toy/lease", threading.Event()), Service(settings):
+        time.sleep(0.3)
+        assert list_adapters(settings.adapters, "toy") == []
+        assert read_status(settings, "toy") is None
+
+
+def test_a_failed_run_keeps_the_incumbent_and_is_not_repeated_in_a_tight_loop(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = with_task(settings, trainer=msgspec.structs.replace(settings.tasks["toy"].trainer, max_length=5))
+    toy_gold(settings.gold)
+    with Service(settings):
+        wait_until(lambda: "nothing to train on" in caplog.text)
+        time.sleep(0.3)
+    assert caplog.text.count("nothing to train on") == 1
+    status = read_status(settings, "toy")
+    assert status is not None
+    assert status.state == "idle"
+    assert "too_long" in status.error
+    assert list_adapters(settings.adapters, "toy") == []
+
+
+def test_a_version_published_but_not_gated_is_gated_at_the_next_start(
+    settings: Settings, base: Path, run_folder: Path
+) -> None:
+    toy_gold(settings.gold)
+    publish(settings.adapters, run_folder, a_manifest(base, OLD, watermark=current_watermark(settings.gold)))
+    engine = ToyEngine({OLD: TOY, "": dict.fromkeys(TOY, "?")})
+    with Service(settings, make_engine=lambda settings, task: engine):
+        wait_until(lambda: incumbent(settings.adapters, "toy") == OLD)
+    assert engine.closed
+    assert [manifest.version for manifest in list_adapters(settings.adapters, "toy")] == [OLD]
+
+
+def test_a_stopped_run_publishes_nothing(settings: Settings) -> None:
+    toy_gold(settings.gold)
+    stop = threading.Event()
+    stop.set()
+    assert run_trainer(settings, once="toy", stop=stop, judge=toy_judge) is None
+    assert list_adapters(settings.adapters, "toy") == []
+    (left,) = (settings.state / "trainer/runs/toy").iterdir()
+    assert (left / "run.json").exists()
+
+
+def test_a_student_served_elsewhere_needs_a_base(settings: Settings, base: Path) -> None:
+    remote = with_task(settings, student=Model(model="hosted_vllm/Qwen/Qwen3-8B"))
+    with pytest.raises(SettingsError, match=r"tasks.toy.trainer.base is missing"):
+        run_trainer(remote, stop=threading.Event())
+    remote = with_task(remote, trainer=Trainer(base=str(base)))
+    assert student_base(remote, "toy") == ("Qwen/Qwen3-8B", base)
+    assert student_base(settings, "toy") == ("tiny", base)
+
+
+def test_the_default_judge_is_the_tasks_own(settings: Settings) -> None:
+    from trainer.gate import task_judge
+
+    rubric = Rubric(verifier="test_trigger:no_question_marks", rules=(Rule(id="exact", text="be exact"),))
+    judge = task_judge(with_task(settings, rubric=rubric), "toy")
+
+    async def passes(answer: str) -> bool:
+        return (await judge([Message("user", "red")], answer)).passed
+
+    assert not asyncio.run(passes("?"))
+    assert asyncio.run(passes("stop"))
+
+
+def no_question_marks(messages: Sequence[Message], answer: str) -> list[Violation]:
+    return [Violation("exact", hinge="?")] if "?" in answer else []
