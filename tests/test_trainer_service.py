@@ -44,6 +44,7 @@ from trainer.pinned import Pinned
 from trainer.registry import incumbent, list_adapters, promote, publish, read_gate
 from trainer.run import would_fail_again
 from trainer.service import read_status, run_trainer
+from trainer.trigger import HOUR_MS
 
 
 def test_the_service_trains_gates_and_promotes_once_for_one_watermark(
@@ -112,7 +113,7 @@ def test_the_clock_starts_a_run_in_the_service_and_a_restart_does_not_reset_it(s
     status = read_status(settings, "toy")
     assert status is not None
     assert (status.corrected, status.last_run_ms, list_adapters(settings.adapters, "toy")) == (4, 0, [])
-    hour_ago = msgspec.structs.replace(status, since_ms=status.since_ms - HOUR)
+    hour_ago = msgspec.structs.replace(status, since_ms=status.since_ms - HOUR_MS)
     (settings.state / "trainer/toy.json").write_bytes(msgspec.json.encode(hour_ago))
     with Service(settings, make_engine=lambda settings, task: Perfect()):
         wait_until(lambda: incumbent(settings.adapters, "toy"))
@@ -120,7 +121,7 @@ def test_the_clock_starts_a_run_in_the_service_and_a_restart_does_not_reset_it(s
     assert len(list_adapters(settings.adapters, "toy")) == 1
     status = read_status(settings, "toy")
     assert status is not None
-    assert status.last_run_ms > status.since_ms + HOUR
+    assert status.last_run_ms > status.since_ms + HOUR_MS
 
 
 def test_gold_that_arrives_in_the_middle_of_a_run_waits_for_the_next(settings: Settings) -> None:
@@ -218,8 +219,8 @@ def test_a_trainer_that_is_killed_anywhere_leaves_one_version_promoted_in_the_en
     settings = untrained(settings)
     toy_gold(settings.gold)
     script = (
-        "import sys, msgspec, test_trigger; from schemas.settings import Settings;"
-        "test_trigger.once(msgspec.json.decode(sys.argv[1], type=Settings))"
+        "import sys, msgspec, test_trainer_service; from schemas.settings import Settings;"
+        "test_trainer_service.once(msgspec.json.decode(sys.argv[1], type=Settings))"
     )
     environment = os.environ | {"GOLDSTREAM_CRASH_AT": point, "PYTHONPATH": str(Path(__file__).parent)}
     arguments = [sys.executable, "-c", script, msgspec.json.encode(settings).decode()]
@@ -397,7 +398,7 @@ def test_a_student_served_elsewhere_needs_a_base(settings: Settings, base: Path)
 def test_the_default_judge_is_the_tasks_own(settings: Settings) -> None:
     from trainer.gate import task_judge
 
-    rubric = Rubric(verifier="test_trigger:no_question_marks", rules=(Rule(id="exact", text="be exact"),))
+    rubric = Rubric(verifier="test_trainer_service:no_question_marks", rules=(Rule(id="exact", text="be exact"),))
     judge = task_judge(with_task(settings, rubric=rubric), "toy")
 
     async def passes(answer: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_trigger import once, untrained
+from test_trainer_service import once, untrained
 from toys import TOY, a_report, toy_gold, with_task
 
 from schemas.settings import Gate, Settings
