@@ -40,6 +40,7 @@ DEAD_REASONS = {
     "bad_payload": "the bytes do not fit the schema the record names",
     "no_mapping_match": "the topic's mapping found no prompt in the record, and it is no shape Goldstream knows",
     "too_large": "the record, or the case made from it, is over the size limit",
+    "reader_error": "reading it failed in a way nobody foresaw; a mistake of ours, to be reported",
     "no_task": "no task is configured for this topic",
     "undecodable_case": "a message on one of our own topics is not a case",
     "model_error": "a model call failed in a way not told apart further",
