@@ -79,7 +79,9 @@ def calibrate(examples: Sequence[Example], verdicts: Sequence[Verdict | None], g
         for judge, expert in ((True, True), (True, False), (False, True), (False, False))
     ]
     both, judge_only, expert_only, neither = cells
+    found = kappa(cells)
     low, high = kappa_interval(cells)
+    low, high = (low, high) if found is None else (min(low, found), max(high, found))
     decision, reason = _decision(cells, low, high, good)
     return Calibration(
         examples=len(examples),
@@ -89,7 +91,7 @@ def calibrate(examples: Sequence[Example], verdicts: Sequence[Verdict | None], g
         passed_expert_only=expert_only,
         failed_both=neither,
         agreement=share(both + neither, len(pairs)),
-        kappa=kappa(cells),
+        kappa=found,
         kappa_low=low,
         kappa_high=high,
         false_passes=share(judge_only, judge_only + neither),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -18,7 +18,8 @@ from agents.judging import Item, Judged, judge_all, total_spend
 from schemas.case import Message, Spend, Verdict, Violation
 from schemas.errors import GoldError
 from schemas.outcomes import row_messages
-from schemas.settings import Rubric, Settings
+from schemas.settings import Rubric, Rule, Settings
+from schemas.settings.rubric_file import VERSION, kept_path, read_rubric
 from streams.gold import open_gold
 
 Which = Literal["last", "first", "all"]
@@ -60,7 +61,7 @@ class RuleChange(msgspec.Struct, frozen=True, kw_only=True):
     rule: str
     before: int
     after: int | None
-    change: Literal["new", "gone", ""]
+    change: Literal["new", "changed", "gone", ""]  # "" also where the text of the older rubric was not kept
     newly_failed: int  # attempts that passed, fail now, and break it now
     newly_passed: int  # attempts that failed for it among others, and pass now
 
@@ -139,10 +140,32 @@ async def replay(
     else:
         items = [Item(one.messages, one.text) for one in attempts]
         judged = await judge_all(changed, task, items, at_once=at_once, max_calls=max_calls, progress=progress)
-    return compare(task, rubric, attempts, judged, time.monotonic() - started)
+    older = older_rules(settings, task, {one.rubric for one in attempts})
+    return compare(task, rubric, older, attempts, judged, time.monotonic() - started)
 
 
-def compare(task: str, rubric: Rubric, attempts: Sequence[Stored], judged: Sequence[Judged], seconds: float) -> Replay:
+def older_rules(settings: Settings, task: str, versions: Collection[str]) -> dict[str, Rule] | None:
+    """Returns the rules that attempts were judged by, by id; None where the text of a version was not kept."""
+    now = settings.task(task).rubric
+    rules: dict[str, Rule] = {}
+    for version in versions:
+        if version == now.version():
+            rules |= {rule.id: rule for rule in now.rules}
+        elif VERSION.fullmatch(version) and kept_path(settings.state, version).exists():
+            rules |= {rule.id: rule for rule in read_rubric(kept_path(settings.state, version)).rules}
+        else:
+            return None
+    return rules
+
+
+def compare(
+    task: str,
+    rubric: Rubric,
+    older: Mapping[str, Rule] | None,
+    attempts: Sequence[Stored],
+    judged: Sequence[Judged],
+    seconds: float,
+) -> Replay:
     """Says what changes. Pure."""
     pairs = [(one, new.verdict) for one, new in zip(attempts, judged, strict=True) if new.verdict is not None]
     turned = Counter((old.passed, new.passed) for old, new in pairs)
@@ -160,7 +183,7 @@ def compare(task: str, rubric: Rubric, attempts: Sequence[Stored], judged: Seque
         failed_to_passed=turned[False, True],
         score_before=sum(old for old, _ in shares) / len(shares) if shares else None,
         score_after=sum(new for _, new in shares) / len(shares) if shares else None,
-        rules=_rule_changes(rubric, pairs),
+        rules=_rule_changes(rubric, older, pairs),
         flips=tuple(flips),
         unjudged=dict(Counter(one.error[:200] for one in judged if one.verdict is None).most_common()),
         spend=total_spend(judged),
@@ -197,23 +220,32 @@ def _flip(old: Stored, new: Verdict) -> Flip:
     )
 
 
-def _rule_changes(rubric: Rubric, pairs: Sequence[tuple[Stored, Verdict]]) -> tuple[RuleChange, ...]:
+def _rule_changes(
+    rubric: Rubric, older: Mapping[str, Rule] | None, pairs: Sequence[tuple[Stored, Verdict]]
+) -> tuple[RuleChange, ...]:
     before = Counter(rule for old, _ in pairs for rule in _rules(old.violations))
     after = Counter(rule for _, new in pairs for rule in _rules(new.violations))
     failed = Counter(rule for old, new in pairs if old.passed and not new.passed for rule in _rules(new.violations))
     passed = Counter(rule for old, new in pairs if new.passed and not old.passed for rule in _rules(old.violations))
-    present = [rule.id for rule in rubric.rules]
+    present = {rule.id: rule for rule in rubric.rules}
+    gone = sorted({*before, *(older or ())} - present.keys())
     return tuple(
         RuleChange(
             rule=rule,
             before=before[rule],
             after=after[rule] if rule in present else None,
-            change="gone" if rule not in present else "new" if not before[rule] and after[rule] else "",
+            change="gone" if rule not in present else _change(present[rule], older),
             newly_failed=failed[rule],
             newly_passed=passed[rule],
         )
-        for rule in (*present, *sorted(before.keys() - set(present)))
+        for rule in (*present, *gone)
     )
+
+
+def _change(rule: Rule, older: Mapping[str, Rule] | None) -> Literal["new", "changed", ""]:
+    if older is None or older.get(rule.id) == rule:
+        return ""
+    return "changed" if rule.id in older else "new"
 
 
 def _rules(violations: Sequence[Violation]) -> tuple[str, ...]:
