@@ -8,41 +8,21 @@ from typing import Any
 
 import msgspec
 import pytest
-from ended_cases import ended
+from judged_cases import FAILED, PASSED, rows, toy
 from kafka import TopicPartition
 from pipeline import STUB_TASK, openai_record, produce
 from steps import Make, cases_on, commit_to_the_end, put, running, sink_all, start, take_in, until
 
 from agents.expert import Decision, check_decision, decided_case
-from schemas.case import Attempt, Case, Strategy, Verdict, Violation
+from schemas.case import Case, Strategy
 from schemas.errors import ReviewError
-from schemas.settings import Review, Settings
+from schemas.settings import Review
 from streams import review
 from streams.audit import audit
 from streams.gold import query, stats
 from streams.review import decide, list_queue, queue_sizes, show_case
 from streams.sink import run_sink
 from streams.topics import connect_admin
-
-CURT = Violation("polite", "major", "wait", "no please", "say please")
-FAILED = Verdict(passed=False, score=0, max_score=1, violations=(CURT,), judge="judge", kind="model", rubric="r1")
-PASSED = Verdict(passed=True, score=1, max_score=1, judge="judge", kind="model", rubric="r1")
-
-
-def tried(text: str, round: int, verdict: Verdict | None) -> Attempt:
-    return Attempt(round=round, source="refiner" if round else "student", text=text, model="m", verdict=verdict)
-
-
-def toy(number: int, *verdicts: Verdict, **changes: Any) -> Case:
-    """Returns a case of the toy task whose attempts were judged so: gold where the last one passed."""
-    attempts = tuple(tried(f"answer {n}", n, verdict) for n, verdict in enumerate(verdicts))
-    kind: Any = "gold" if verdicts[-1].passed else "unresolved"
-    reason = "" if verdicts[-1].passed else "rounds_spent"
-    return ended(number, kind, **({"task": "toy", "attempts": attempts, "strategy": None, "reason": reason} | changes))
-
-
-def rows(settings: Settings, names: str = "case_id, outcome, epoch, answer, review") -> list[tuple[Any, ...]]:
-    return query(settings.gold, f"select {names} from outcomes order by case_id")[1]
 
 
 def by(name: str, decision: Any, **more: Any) -> Decision:
