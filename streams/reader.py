@@ -7,7 +7,10 @@ taken off one after the other, then the topic's mapping is tried, then the shape
 from __future__ import annotations
 
 import json
+import logging
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +30,8 @@ from streams.shapes.otlp import is_otlp, read_otlp
 from streams.shapes.schema_registry import Registry, named_in_headers, split_magic
 from streams.shapes.streamed import is_chunk
 from streams.shapes.values import keys, kind
+
+log = logging.getLogger(__name__)
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -60,11 +65,18 @@ class Reader:
         try:
             walk.message(value, headers)
         except RecordError as error:
-            if not walk.found:
-                return [Found(0, error, walk.trail)]
-            walk.found.append(Found(walk.index, error, walk.trail))
+            walk.found.append(Found(walk.index, error, walk.recognised()))
+        except _UNFORESEEN as error:  # one record must never stop all that come after it
+            at = traceback.extract_tb(error.__traceback__)[
+                -1
+            ]  # where, never what: the error's text may quote the record
+            unread = RecordError("reader_error", f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}")
+            log.error("a record of %s could not be read: %s. Please report this.", topic, unread.detail)
+            walk.found.append(Found(walk.index, unread, walk.recognised()))
         if not walk.found:
-            walk.found.append(Found(0, RecordError("no_call", "no span of the message is a model call"), "otlp"))
+            walk.found.append(
+                Found(0, RecordError("no_call", "no span of the message is a model call"), walk.recognised())
+            )
         return walk.found
 
     def _mapping(self, topic: str) -> CompiledMapping | None:
@@ -81,6 +93,7 @@ class _Walk:
         self.found: list[Found] = []
         self.index = 0
         self.trail = ""  # the envelopes so far, as "cloudevents/debezium/"
+        self._shape = ""  # what is inside them, where it was recognised
         self._registry = registry
         self._mapping = mapping
 
@@ -165,9 +178,10 @@ class _Walk:
         self._open(row if column is None else column, context, depth)
 
     def _spans(self, body: dict[str, Any], context: dict[str, Any]) -> None:
+        self._shape = "otlp"
         start = self.index
         for one in read_otlp(body, start):
-            self.index = one.index
+            self.index, self._shape = one.index, one.shape
             self._add(one.record, context)
         self.index = start + max(self.index - start, _span_count(body))
 
@@ -186,7 +200,7 @@ class _Walk:
 
     def _read(self, body: Any, mapping: CompiledMapping | None) -> Record:
         if mapping is None:
-            return _read_known(body)
+            return self._known(body)
         if mapping.reads_prompts:
             record = mapping.read(body)
             if record is not None:
@@ -194,22 +208,37 @@ class _Walk:
             if not isinstance(body, dict):
                 raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
             try:
-                return mapping.overlaid(_read_known(body), body)
+                return mapping.overlaid(self._known(body), body)
             except RecordError as error:
                 raise (mapping.found_nothing(body) if error.reason in _UNKNOWN else error) from None
-        return mapping.overlaid(_read_known(body), body)
+        return mapping.overlaid(self._known(body), body)
+
+    def _known(self, body: Any) -> Record:
+        if body.__class__ is not dict:
+            raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
+        for name, fits, read in _SHAPES:
+            if fits(body):
+                self._shape = name
+                return read(body)
+        raise RecordError("wrong_shape", f"no shape Goldstream reads; its keys are {keys(body)}")
 
     def _add(self, record: Record | RecordError, context: dict[str, Any] | None = None) -> None:
         if isinstance(record, RecordError):
-            self.found.append(Found(self.index, record, self.trail.rstrip("/")))
+            self.found.append(Found(self.index, record, self.recognised()))
         else:
             if self.trail or context:
                 more = completed(record, context or {})
                 record = msgspec.structs.replace(record, shape=self.trail + record.shape, **more)
             self.found.append(Found(self.index, record, record.shape))
         self.index += 1
+        self._shape = ""
+
+    def recognised(self) -> str:
+        """Returns the envelopes and the shape inside them, as far as they were recognised."""
+        return (self.trail + self._shape).rstrip("/")
 
 
+_UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _UNKNOWN = ("wrong_shape", "no_messages")
 
 
@@ -246,15 +275,6 @@ def _lenient(value: bytes) -> Any:
     """Returns what JSON as Python's own library writes it holds: NaN becomes null, half a surrogate pair `?`."""
     held = json.loads(value, parse_constant=lambda _: None)
     return msgspec.json.decode(json.dumps(held, ensure_ascii=False).encode("utf-8", "replace"))
-
-
-def _read_known(body: Any) -> Record:
-    if body.__class__ is not dict:
-        raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
-    for _, fits, read in _SHAPES:
-        if fits(body):
-            return read(body)
-    raise RecordError("wrong_shape", f"no shape Goldstream reads; its keys are {keys(body)}")
 
 
 def _span_count(body: dict[str, Any]) -> int:

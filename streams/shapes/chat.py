@@ -18,8 +18,10 @@ from streams.shapes.values import arguments, kind, parsed, text
 REDACTED = "redacted-by-litellm"
 _TRUNCATED = "litellm_truncated"
 
+# Tuples where what is looked up may be of any type; a set would raise for an array.
+_PLAIN = ("user", "assistant", "system", "developer")
 _ROLES = {"human": "user", "ai": "assistant", "model": "assistant", "bot": "assistant", "function": "tool"}
-_TEXT = frozenset(("text", "input_text", "output_text"))
+_TEXT = ("text", "input_text", "output_text")
 _THINKING = frozenset(("thinking", "redacted_thinking", "reasoning", "reasoning_content"))
 _TOOL_PARTS = frozenset(("tool_use", "tool_call", "tool_result", "tool_call_response", "tool-call", "tool-result"))
 
@@ -49,9 +51,6 @@ def read_messages(raw: Any, where: str = "messages") -> tuple[Message, ...]:
     if not asked:
         raise RecordError("no_messages", f"no message of the user in `{where}` holds any text")
     return tuple(messages)
-
-
-_PLAIN = frozenset(("user", "assistant", "system", "developer"))
 
 
 def read_completion(raw: Any, where: str) -> tuple[Message, ...]:
@@ -130,7 +129,7 @@ def _parts(parts: list[Any], where: str, calls: list[dict[str, Any]], results: l
         if not isinstance(part, dict):
             raise RecordError("wrong_type", f"a part of `{where}[].content` is {kind(part)}, expected an object")
         name = part.get("type", "text")
-        if name in _TEXT if isinstance(name, str) else False:
+        if name in _TEXT:
             said = part.get("text", part.get("content"))
             if not isinstance(said, str):
                 raise RecordError("wrong_type", f"a text part of `{where}` holds {kind(said)}, expected text")

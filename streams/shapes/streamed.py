@@ -59,7 +59,7 @@ def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
         for name in ("id", "model", "created", "usage"):
             if chunk.get(name):
                 whole[name] = chunk[name]
-        for choice in chunk.get("choices") or []:
+        for choice in _array(chunk, "choices"):
             if not isinstance(choice, dict) or choice.get("index", 0) != 0:
                 continue
             finish = choice.get("finish_reason") or finish
@@ -70,7 +70,7 @@ def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
             if content is not None and not isinstance(content, str):
                 raise RecordError("wrong_type", f"`delta.content` is {kind(content)}, expected text")
             said.append(content or "")
-            for piece in delta.get("tool_calls") or []:
+            for piece in _array(delta, "tool_calls"):
                 _add_call(calls, piece)
     message["content"] = "".join(said) if any(said) or not calls else None
     if calls:
@@ -78,6 +78,13 @@ def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     if finish is None:
         raise RecordError("truncated", "the streamed answer ends before its last chunk")
     return whole | {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}
+
+
+def _array(held: dict[str, Any], name: str) -> list[Any]:
+    value = held.get(name)
+    if value is not None and not isinstance(value, list):
+        raise RecordError("wrong_type", f"`{name}` of a chunk is {kind(value)}, expected an array")
+    return value or []
 
 
 def _add_call(calls: dict[int, dict[str, Any]], piece: Any) -> None:

@@ -91,6 +91,8 @@ def time_ms(value: Any) -> int:
                 return 0
             moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
             return max(int(moment.timestamp() * 1000), 0)
+    if isinstance(value, datetime):  # Avro's
+        return max(int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000), 0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         return 0
     milliseconds = value * 1000
