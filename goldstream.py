@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from streams.commands import demo, dlq, gold, judge, operate, processes, review, send, setup, strategies
+from streams.commands import admission, demo, dlq, gold, judge, operate, processes, review, send, setup, strategies
 from trainer.commands import adapters, methods, service
 
 
@@ -24,7 +24,22 @@ def cli() -> None:
     """
 
 
-for module in (setup, send, processes, operate, gold, judge, review, strategies, dlq, demo, service, adapters, methods):
+for module in (
+    setup,
+    send,
+    admission,
+    processes,
+    operate,
+    gold,
+    judge,
+    review,
+    strategies,
+    dlq,
+    demo,
+    service,
+    adapters,
+    methods,
+):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -47,6 +47,7 @@ SKIPPED_REASONS = {
     "beyond_context": "the pair is longer than the context of the base; it is left out, never cut",
     "control_text": "the answer or strategy holds a control token's text, which would end or reopen the turn",
     "empty_answer": "the row carries no answer",
+    "contaminated": "too many of its runs of words are in the holdout too: trainer.max_overlap",
     "unrenderable": "the base's chat template refuses these messages",
     "no_teacher": "sft: no refiner but the student itself wrote an answer, as where the first attempt passed",
     "not_passed_at_once": "rejection: the first attempt failed, or was not the student's",

@@ -22,6 +22,7 @@ from schemas.faults import crash_point
 from schemas.gold import Watermark, current_watermark
 from schemas.settings import Settings, Trainer
 from trainer.base import MakeEngine, local_engine, student_base
+from trainer.contamination import uncontaminated
 from trainer.dataset import base_context, train_rows, training_data
 from trainer.gate import AnswerCache, Judge, run_gate
 from trainer.holdout import freeze_holdout, holdout_cases
@@ -219,13 +220,17 @@ class Runner:
         )
         _refuse_one_class(settings, task, pinned.watermark, trainer.recipe)
         tokenizer = AutoTokenizer.from_pretrained(self.base.path, local_files_only=True)  # 2
+        rows = train_rows(settings.gold, task, pinned.watermark, trainer.recipe)
+        rows, contaminated = uncontaminated(rows, settings.gold, task, pinned.watermark, trainer.max_overlap)
         data = training_data(
-            train_rows(settings.gold, task, pinned.watermark, trainer.recipe),
+            rows,
             tokenizer,
             trainer,
             context=base_context(self.base.path),
             student_model=settings.task(task).student.model,
         )
+        if contaminated:
+            data = data._replace(skipped=data.skipped | {"contaminated": contaminated})
         skipped = ", ".join(f"{n} {reason}" for reason, n in data.skipped.items()) or "none"
         log.info("%s %s: %d cases, %d pairs; left out: %s", task, version, data.cases, len(data.examples), skipped)
         # The loop compares what its checkpoint was made of: where data or settings differ, it starts anew.

@@ -41,6 +41,8 @@ class Trainer(Section, frozen=True):
     batch_size: Positive = 16  # cases; the publication leaves it open
     strategy_weight: Annotated[float, Meta(ge=0)] = 1.0  # loss weight of the strategy tokens in pair B
     max_length: Positive = 4096
+    # Rows with a larger share of their runs of 8 words in the holdout are left out, else the gate says nothing; 1: off
+    max_overlap: Share = 0.5
     seed: int = 0
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: torch decides
     share_prompts: bool = True  # the pairs of a case are forwarded in one row that holds their prompt once

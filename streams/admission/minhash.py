@@ -109,4 +109,5 @@ class Remembered:
     def _places(self, new: Signature, group: int) -> NDArray[Any]:
         bands = new.astype(np.uint64).reshape(self._factors.shape)
         hashes = (bands * self._factors).sum(axis=1) + np.uint64(group)
-        return ((hashes * _MIX) >> np.uint64(24)) & self._mask
+        places: NDArray[Any] = ((hashes * _MIX) >> np.uint64(24)) & self._mask
+        return places

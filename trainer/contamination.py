@@ -1,0 +1,46 @@
+"""Leaving out of training what the gate's questions would give away; called by trainer.run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.gold import read_outcomes
+from schemas.ngrams import HeldOut
+from schemas.outcomes import row_messages
+
+_BATCH = 1000
+
+
+def held_out(gold: Path, task: str, watermark: Mapping[int, int]) -> HeldOut:
+    """Returns the runs of words of a task's holdout below the watermark: its prompts and what was answered to them."""
+    rows = read_outcomes(gold, ("case_id", "outcome", "prompt", "production_answer"), task=task, watermark=watermark)
+    rows = rows.filter(pc.equal(rows["outcome"], "holdout"))
+    found = HeldOut()
+    for batch in rows.to_batches(max_chunksize=_BATCH):
+        for row in batch.to_pylist():
+            found.add(row["case_id"], row["prompt"], row["production_answer"])
+    return found
+
+
+def uncontaminated(
+    rows: pa.Table, gold: Path, task: str, watermark: Mapping[int, int], max_overlap: float
+) -> tuple[pa.Table, int]:
+    """Returns the rows that share no more than `max_overlap` of their runs of words with the holdout, and how many do.
+
+    The holdout is that of the watermark too, so that a run that is continued leaves out the same rows.
+    """
+    if max_overlap >= 1 or not len(rows):
+        return rows, 0
+    holdout = held_out(gold, task, watermark)
+    if not len(holdout):
+        return rows, 0
+    kept = []
+    for batch in rows.select(["messages", "answer"]).to_batches(max_chunksize=_BATCH):
+        for row in batch.to_pylist():
+            prompt = next((m.text() for m in reversed(row_messages(row)) if m.role == "user"), "")
+            kept.append(holdout.overlap(prompt, row["answer"]).share <= max_overlap)
+    return rows.filter(pa.array(kept, pa.bool_())), kept.count(False)
