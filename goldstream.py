@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from streams.commands import admission, demo, dlq, gold, judge, operate, processes, review, send, setup, strategies
+from streams.commands import admission, demo, dlq, gold, judge, lag, operate, processes, review, send, setup, strategies
 from trainer.commands import adapters, methods, service
 
 
@@ -30,6 +30,7 @@ for module in (
     admission,
     processes,
     operate,
+    lag,
     gold,
     judge,
     review,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -86,12 +86,29 @@ class LagReader:
             total[row.group] += row.lag
         return total
 
+    def members(self, groups: Iterable[str]) -> dict[str, dict[tuple[str, int], str]]:
+        """Returns group -> (topic, partition) -> client id of the member that holds it."""
+        described = self._admin.describe_groups([self._settings.topic(group) for group in groups])
+        return {
+            group: assignments(described.get(self._settings.topic(group), {}).get("members") or ()) for group in groups
+        }
+
     def _committed(self, group: str) -> dict[Any, int]:
         try:
             found: dict[Any, OffsetAndMetadata] = self._admin.list_group_offsets({group: None}).get(group, {})
         except CoordinatorNotAvailableError:
             return {}  # a fresh cluster: no group has ever committed
         return {tp: committed.offset for tp, committed in found.items()}
+
+
+def assignments(members: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], str]:
+    """Returns (topic, partition) -> client id, from kafka-python's description of a group's members."""
+    return {
+        (assigned["topic"], partition): member["client_id"]
+        for member in members
+        for assigned in (member["member_assignment"] or {}).get("assigned_partitions", ())
+        for partition in assigned["partitions"]
+    }
 
 
 def set_paused(settings: Settings, stage: str, paused: bool) -> None:

@@ -15,6 +15,7 @@ from kafka.errors import KafkaError
 
 from schemas.errors import BrokerError, GoldstreamError
 from schemas.settings import Settings
+from streams.lag import assignments
 from streams.topics import connect_admin
 
 log = logging.getLogger(__name__)
@@ -101,12 +102,7 @@ def diagnose(membership: Membership, group: Mapping[str, Any], partitions: Mappi
     members = group.get("members") or []
     if not any(member["client_id"] == membership.client_id for member in members):
         return f"it is {group['group_state'].lower()} and does not list {membership.client_id}"
-    held = {
-        (assigned["topic"], partition)
-        for member in members
-        for assigned in (member["member_assignment"] or {}).get("assigned_partitions", ())
-        for partition in assigned["partitions"]
-    }
+    held = assignments(members)
     unheld = sorted((t, p) for t in membership.topics for p in partitions.get(t, ()) if (t, p) not in held)
     if unheld:
         topic, partition = unheld[0]
