@@ -76,20 +76,9 @@ def list_queue(
     The order is a random one that stays, so that whoever works through the first n of a kind has seen a random sample
     of it. Cases decided on a moment ago are left out where a broker answers.
     """
-    decided = _unlanded_reviews(settings)
     with open_gold(settings.gold) as connection:
-        waiting = connection.execute(_WAITING, {"task": task}).fetchall()
-        chosen: list[tuple[bool, float, str]] = []
-        for case_id, its_task, outcome in waiting:
-            if case_id in decided or its_task not in settings.tasks:
-                continue
-            drawn = _draw(settings, case_id)
-            accepted = outcome == "gold"
-            if accepted and drawn >= settings.task(its_task).review.sample:
-                continue
-            if why is None or (why == "accepted") == accepted:
-                chosen.append((accepted, drawn, case_id))
-        order = [case_id for *_, case_id in sorted(chosen)[:limit]]
+        waiting = _waiting(settings, connection, task)
+        order = [case_id for its_why, case_id in waiting if why in (None, its_why)][:limit]
         result = connection.execute(_ITEMS, {"ids": order})
         names = [column[0] for column in result.description or []]
         found = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
@@ -99,8 +88,9 @@ def list_queue(
 
 def queue_sizes(settings: Settings, task: str | None = None) -> dict[str, int]:
     """Returns how many cases wait, by why."""
-    waiting = list_queue(settings, task, limit=None)
-    return {why: sum(1 for item in waiting if item.why == why) for why in WHYS}
+    with open_gold(settings.gold) as connection:
+        waiting = _waiting(settings, connection, task)
+    return {why: sum(1 for its_why, _ in waiting if its_why == why) for why in WHYS}
 
 
 def show_case(settings: Settings, case_id: str) -> dict[str, Any]:
@@ -175,6 +165,20 @@ def decide(settings: Settings, case_id: str, decision: Decision) -> Decided:
         epoch=decided.epoch,
         detail=detail,
     )
+
+
+def _waiting(settings: Settings, connection: Any, task: str | None) -> list[tuple[Why, str]]:
+    """Returns (why, case id) of what waits, in the queue's order."""
+    decided = _unlanded_reviews(settings)
+    chosen: list[tuple[int, float, Why, str]] = []
+    for case_id, its_task, outcome in connection.execute(_WAITING, {"task": task}).fetchall():
+        if case_id in decided or its_task not in settings.tasks:
+            continue
+        drawn = _draw(settings, case_id)
+        why: Why = "accepted" if outcome == "gold" else "unresolved"
+        if why == "unresolved" or drawn < settings.task(its_task).review.sample:
+            chosen.append((WHYS.index(why), drawn, why, case_id))
+    return [(why, case_id) for *_, why, case_id in sorted(chosen)]
 
 
 def _row(settings: Settings, case_id: str) -> dict[str, Any]:

@@ -79,15 +79,13 @@ def review_ask(settings: Settings, task: str | None, why: Any, by: str | None, l
 def review_list(settings: Settings, task: str | None, why: Any, limit: int, as_json: bool) -> None:
     """List what waits for an expert, in the order in which to look at it."""
     from schemas.tables import print_table
-    from streams.review import Item, list_queue
+    from streams.review import Item, list_queue, queue_sizes
 
     _known_task(settings, task)
-    waiting = list_queue(settings, task, why, limit=None)
-    print_table(Item._fields, waiting[:limit], as_json=as_json)
+    print_table(Item._fields, list_queue(settings, task, why, limit), as_json=as_json)
     if not as_json:
-        kinds = ("unresolved", "accepted")
-        sizes = ", ".join(f"{sum(item.why == kind for item in waiting)} {kind}" for kind in kinds)
-        click.echo(f"waiting: {sizes}")
+        sizes = queue_sizes(settings, task)
+        click.echo("waiting: " + ", ".join(f"{number} {kind}" for kind, number in sizes.items()))
 
 
 @review.command("show")
