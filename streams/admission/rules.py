@@ -54,7 +54,7 @@ class _Rule:
         except JMESPathError as error:  # such as a comparison with what this record lacks: then it is not true of it
             if not self._warned:
                 self._warned = True
-                log.warning("tasks.%s.where fails on a record, which it so does not take: %s", self.task, _line(error))
+                log.warning("tasks.%s.where fails on a record, which is therefore not taken: %s", self.task, _line(error))
             return False
         return bool(found) or (found == 0 and not isinstance(found, bool) and found is not None)
 
@@ -70,8 +70,8 @@ def canonical(record: Record) -> dict[str, Any]:
         "workload": record.workload or None,
         "user": record.user or None,
         "model": record.model or None,
-        "messages": msgspec.to_builtins(record.messages),
-        "completion": msgspec.to_builtins(record.completion),
+        "messages": msgspec.to_builtins(list(record.messages)),
+        "completion": msgspec.to_builtins(list(record.completion)),
         "tools": list(record.tools),
         "params": record.params,
         "usage": {"prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens},
