@@ -36,7 +36,7 @@ DEAD_REASONS = {
     "wrong_type": "a field has a type the shape does not allow",
     "not_text": "the prompt holds images, audio or files; only text is read, for now",
     "too_deep": "envelopes within envelopes beyond the limit, or JSON nested beyond reason",
-    "unknown_schema": "the schema registry does not know the schema the record names, or cannot be asked",
+    "unknown_schema": "no registry or folder that is set knows the schema the record names",
     "bad_payload": "the bytes do not fit the schema the record names",
     "no_mapping_match": "the topic's mapping found no prompt in the record, and it is no shape Goldstream knows",
     "too_large": "the record, or the case made from it, is over the size limit",
