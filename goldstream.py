@@ -11,7 +11,21 @@ import sys
 
 import click
 
-from streams.commands import admission, demo, dlq, gold, judge, lag, operate, processes, review, send, setup, strategies
+from streams.commands import (
+    admission,
+    demo,
+    dlq,
+    gold,
+    judge,
+    lag,
+    map,
+    operate,
+    processes,
+    review,
+    send,
+    setup,
+    strategies,
+)
 from trainer.commands import adapters, methods, service
 
 
@@ -27,6 +41,7 @@ def cli() -> None:
 for module in (
     setup,
     send,
+    map,
     admission,
     processes,
     operate,

@@ -135,8 +135,10 @@ def compiled(text: str) -> Any:
 
 
 def _usage(counts: dict[str, Any]) -> dict[str, int]:
-    asked = next((counts[n] for n in ("prompt_tokens", "input_tokens", "input", "prompt") if n in counts), 0)
-    said = next((counts[n] for n in ("completion_tokens", "output_tokens", "output", "completion") if n in counts), 0)
+    asked = next((counts[n] for n in ("prompt_tokens", "input_tokens", "input", "prompt", "in") if n in counts), 0)
+    said = next(
+        (counts[n] for n in ("completion_tokens", "output_tokens", "output", "completion", "out") if n in counts), 0
+    )
     return {"prompt_tokens": number(asked), "completion_tokens": number(said)}
 
 

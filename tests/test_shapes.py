@@ -357,8 +357,8 @@ def test_json_nested_beyond_reason_is_no_crash(reader: Reader) -> None:
     for value in (b"[" * 200_000, b'{"messages":' * 50_000, b"[" * 5_000 + b"]" * 5_000):
         holds(reader.read(value, (), "logs"))
     deep = '{"arrayValue": {"values": [' * 300 + "]}}" * 300
-    span = '{"attributes": [{"key": "gen_ai.input.messages", "value": %s}]}' % deep
-    export = '{"resourceSpans": [{"scopeSpans": [{"spans": [%s]}]}]}' % span
+    span = '{"attributes": [{"key": "gen_ai.input.messages", "value": ' + deep + "}]}"
+    export = '{"resourceSpans": [{"scopeSpans": [{"spans": [' + span + "]}]}]}"
     holds(reader.read(export.encode(), (), "logs"))
 
 
