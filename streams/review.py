@@ -1,6 +1,6 @@
 """The review queue: what experts should look at, and their decisions, which supersede the judge's.
 
-`goldstream review` and the dashboard call list_queue, show_case and decide; nothing here prints or asks. In the queue
+`goldstream review` and the dashboard call read_queue, show_case and decide; nothing here prints or asks. In the queue
 are all unresolved cases and a sample of the accepted ones, drawn by a keyed hash of the id.
 
 A decision is the case itself on gs.outcomes with the next epoch, so the sink's rule settles everything: a repeated
@@ -57,6 +57,13 @@ class Item(NamedTuple):
     epoch: int
 
 
+class Queue(NamedTuple):
+    """What waits: the first items, and how many there are in all, by why."""
+
+    items: list[Item]
+    sizes: dict[Why, int]
+
+
 class Decided(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a decision: it stands, or somebody else's was first."""
 
@@ -71,6 +78,11 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True):
 def list_queue(
     settings: Settings, task: str | None = None, why: Why | None = None, limit: int | None = 50
 ) -> list[Item]:
+    """Returns what waits for an expert, as `read_queue` does."""
+    return read_queue(settings, task, why, limit).items
+
+
+def read_queue(settings: Settings, task: str | None = None, why: Why | None = None, limit: int | None = 50) -> Queue:
     """Returns what waits for an expert: unresolved cases first, each kind in the order of a keyed hash.
 
     The order is a random one that stays, so that whoever works through the first n of a kind has seen a random sample
@@ -83,14 +95,8 @@ def list_queue(
         names = [column[0] for column in result.description or []]
         found = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
     rows = {row["case_id"]: row for row in found}
-    return [_item(rows[case_id]) for case_id in order if case_id in rows]
-
-
-def queue_sizes(settings: Settings, task: str | None = None) -> dict[str, int]:
-    """Returns how many cases wait, by why."""
-    with open_gold(settings.gold) as connection:
-        waiting = _waiting(settings, connection, task)
-    return {why: sum(1 for its_why, _ in waiting if its_why == why) for why in WHYS}
+    items = [_item(rows[case_id]) for case_id in order if case_id in rows]
+    return Queue(items, {kind: sum(1 for its_why, _ in waiting if its_why == kind) for kind in WHYS})
 
 
 def show_case(settings: Settings, case_id: str) -> dict[str, Any]:

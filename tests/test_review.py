@@ -20,7 +20,7 @@ from schemas.settings import Review
 from streams import review
 from streams.audit import audit
 from streams.gold import query, stats
-from streams.review import decide, list_queue, queue_sizes, show_case
+from streams.review import decide, list_queue, read_queue, show_case
 from streams.sink import run_sink
 from streams.topics import connect_admin
 
@@ -104,7 +104,7 @@ def test_decisions_supersede_while_the_sink_runs_and_the_books_stay_balanced(mak
     with running(lambda stop, ready: run_sink(settings, stop=stop, ready=ready)):
         until(lambda: len(rows(settings)) == 4)
         assert [item.why for item in list_queue(settings)] == ["unresolved", "accepted", "accepted", "accepted"]
-        assert queue_sizes(settings) == {"unresolved": 1, "accepted": 3}
+        assert read_queue(settings).sizes == {"unresolved": 1, "accepted": 3}
         decided = [
             decide(settings, "req-0", by("ann", "edit", text="please wait")),
             decide(settings, "req-1", by("ann", "reject", reason="invented", rules=("polite",))),

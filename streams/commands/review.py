@@ -79,13 +79,13 @@ def review_ask(settings: Settings, task: str | None, why: Any, by: str | None, l
 def review_list(settings: Settings, task: str | None, why: Any, limit: int, as_json: bool) -> None:
     """List what waits for an expert, in the order in which to look at it."""
     from schemas.tables import print_table
-    from streams.review import Item, list_queue, queue_sizes
+    from streams.review import Item, read_queue
 
     _known_task(settings, task)
-    print_table(Item._fields, list_queue(settings, task, why, limit), as_json=as_json)
+    queue = read_queue(settings, task, why, limit)
+    print_table(Item._fields, queue.items, as_json=as_json)
     if not as_json:
-        sizes = queue_sizes(settings, task)
-        click.echo("waiting: " + ", ".join(f"{number} {kind}" for kind, number in sizes.items()))
+        click.echo("waiting: " + ", ".join(f"{number} {kind}" for kind, number in queue.sizes.items()))
 
 
 @review.command("show")
