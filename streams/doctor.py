@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from agents.judge import load_verifier
+from agents.judge import load_rubric
 from schemas.errors import GoldstreamError
 from schemas.kafka import LOCAL, bootstrap_servers
-from schemas.settings import ROLES, Settings
+from schemas.settings import ROLES, Rubric, Settings
 from streams.broker import DEPLOY, broker_status, find_java, java_version
 from streams.topics import connect_admin
 
@@ -103,8 +103,8 @@ def _tasks(settings: Settings) -> Iterator[Finding]:
         yield Finding("tasks", "note", "none configured", "goldstream init, then name your topic, models and rules")
     for name, task in settings.tasks.items():
         yield Finding(f"task {name}", "ok", f"reads {', '.join(task.topics)}")
-        if task.rubric.verifier:
-            yield _try(f"task {name}: verifier", partial(_verifier, task.rubric.verifier))
+        if task.rubric.programs:
+            yield _try(f"task {name}: verifier", partial(_programs, task.rubric))
         for role in ROLES:
             model, check = task.model(role), f"task {name}: {role}"
             if model.model.startswith("local/"):
@@ -126,9 +126,9 @@ def _model_folder(check: str, folder: Path, found: str) -> Finding:
     return Finding(check, "missing", found, "put the model's folder there, or correct the path in the settings")
 
 
-def _verifier(name: str) -> str:
-    load_verifier(name)
-    return name
+def _programs(rubric: Rubric) -> str:
+    load_rubric(rubric)
+    return ", ".join(rubric.programs)
 
 
 def _try(check: str, look: Callable[[], str]) -> Finding:

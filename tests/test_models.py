@@ -377,7 +377,7 @@ def test_scripted_models_answer_the_prompts_of_their_role_and_refuse_others() ->
     from agents.scribe.rules import RULES
 
     case = failed_case("Diagnoses: flu\nMedications: none\nSymptoms: none")
-    rubric = Rubric(rules=RULES)
+    rubric = Rubric(rules=tuple(Rule(id=rule.id, text=rule.text) for rule in RULES))
     refined = call(
         settings_for(Model(model="scripted/scribe-refiner")), messages=refiner_messages(case, case.attempts[-1], rubric)
     )

@@ -11,7 +11,7 @@ from msgspec import Meta
 from schemas.case import Severity
 from schemas.settings.models import Model
 from schemas.settings.section import Positive, Section
-from schemas.settings.verifiers import Check
+from schemas.settings.verifiers import Check, PythonCheck
 
 
 class Rule(Section, frozen=True):
@@ -75,6 +75,12 @@ class Rubric(Section, frozen=True):
     def needs_model(self) -> bool:
         """Whether a model has a say. Where programs decide every rule none has, and a scale's grade is theirs too."""
         return bool(self.model_rules)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The Python functions that decide rules."""
+        functions = (rule.check.function for rule in self.rules if isinstance(rule.check, PythonCheck))
+        return tuple(dict.fromkeys(name for name in (self.verifier, *functions) if name))
 
     def version(self) -> str:
         """Returns a short hash that changes whenever the rubric does; settings left at their default are not in it."""
