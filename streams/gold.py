@@ -93,8 +93,10 @@ def stats(gold: Path) -> dict[str, Any]:
             ),
             "violations": counts("SELECT unnest(rules) AS rule, count(*) FROM facts GROUP BY rule ORDER BY 2 DESC, 1"),
             "spend": {name: total[name] for name in _SPEND},
+            "unresolved": counts(_REASONS.format("unresolved")),
             "dead": counts(_REASONS.format("dead")),
             "dropped": counts(_REASONS.format("dropped")),
+            "reviews": counts("SELECT review, count(*) FROM facts WHERE review IS NOT NULL GROUP BY ALL ORDER BY 1"),
         }
 
 
@@ -102,13 +104,16 @@ _SPEND = ("calls", "prompt_tokens", "completion_tokens", "cost_usd", "model_s", 
 
 _FACTS = """
 CREATE TEMP TABLE facts AS
-SELECT case_id, task, outcome, reason, rounds, corrected, strategy_guardrail, first_adapter, first_attempt_passed,
-       calls, prompt_tokens, completion_tokens, cost_usd, model_s,
+SELECT case_id, task, outcome, reason, review, rounds, corrected, strategy_guardrail, first_adapter,
+       first_attempt_passed, calls, prompt_tokens, completion_tokens, cost_usd, model_s,
        flatten([[violation.rule for violation in attempt.violations] for attempt in attempts]) AS rules
 FROM outcomes
 """
 
-_REASONS = "SELECT reason, count(*) FROM facts WHERE outcome = '{}' GROUP BY reason ORDER BY 2 DESC, 1"
+_REASONS = """
+SELECT coalesce(nullif(reason, ''), 'not told'), count(*)
+FROM facts WHERE outcome = '{}' GROUP BY 1 ORDER BY 2 DESC, 1
+"""
 
 _TOTALS = """
 SELECT count(*) AS cases,

@@ -89,7 +89,8 @@ async def run_worker(
         follower.start()
     for follower in followers:
         await asyncio.to_thread(follower.wait_ready)
-    library = SharedLibrary(settings) if "strategist" in roles else None
+    is_shared = "strategist" in roles and any(task.strategies.library for task in settings.tasks.values())
+    library = SharedLibrary(settings) if is_shared else None
     if library is not None:
         library.start()
         await asyncio.to_thread(library.wait_ready)

@@ -23,7 +23,18 @@ from schemas.tables import cell_text, print_table, to_json
 from streams.gold import VIEWS, open_gold, query, stats, story
 from streams.landing import LandingChain
 
-VIEW_NAMES = ["outcomes", "gold", "rgt_pairs", "unresolved", "dead", "holdout", "acceptance", "violations", "cost"]
+VIEW_NAMES = [
+    "outcomes",
+    "gold",
+    "rgt_pairs",
+    "unresolved",
+    "dead",
+    "holdout",
+    "reviews",
+    "acceptance",
+    "violations",
+    "cost",
+]
 
 
 @pytest.fixture
@@ -126,6 +137,7 @@ def test_statistics(gold: Path) -> None:
     assert numbers["rounds"] == {"0": 1, "1": 2}
     assert numbers["violations"] == {"no_greeting": 4}
     assert (numbers["dead"], numbers["dropped"]) == ({"model_timeout": 1}, {"unsampled": 1})
+    assert (numbers["unresolved"], numbers["reviews"]) == ({"not told": 1}, {})
     assert numbers["spend"]["calls"] == 28
     assert numbers["duplicates"] == 0
 

@@ -22,7 +22,7 @@ def gold() -> None:
 @as_json
 @with_settings
 def gold_sql(settings: Settings, sql: str, as_json: bool) -> None:
-    """Run SQL over the views outcomes, gold, rgt_pairs, unresolved, dead, holdout, acceptance, violations, cost."""
+    """Run SQL over the views outcomes, gold, rgt_pairs, unresolved, dead, holdout, reviews, acceptance, cost, ..."""
     from schemas.tables import print_table
     from streams.gold import query
 
@@ -59,8 +59,10 @@ def _print_stats(found: dict[str, Any]) -> None:
         "How cases ended": ("outcome", found["outcomes"]),
         "Rounds that gold needed": ("rounds", found["rounds"]),
         "Violations by rule, all rounds": ("rule", found["violations"]),
+        "Unresolved, by reason": ("reason", found["unresolved"]),
         "Dead, by reason": ("reason", found["dead"]),
         "Dropped, by reason": ("reason", found["dropped"]),
+        "Decided by experts": ("decision", found["reviews"]),
     }
     for title, (name, counts) in tables.items():
         if counts:
