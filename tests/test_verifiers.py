@@ -34,6 +34,7 @@ def hinges(answer: str, **table: Any) -> list[str]:
     return [one.hinge for one in found]
 
 
+NUMBERS = {"items": {"$ref": "#/$defs/n"}, "$defs": {"n": {"type": "number"}}}
 OBJECT = {"type": "object", "properties": {"dose": {"type": "number"}}, "additionalProperties": False}
 
 
@@ -47,6 +48,7 @@ OBJECT = {"type": "object", "properties": {"dose": {"type": "number"}}, "additio
         ("```json\n{}\n```", {"kind": "json"}, ["```json\n{}\n```"]),
         ("```json\n{}\n```", {"kind": "json", "code_block": True}, []),
         ('{"a": NaN}', {"kind": "json"}, [""]),
+        ('["x"]', {"kind": "json", "schema": NUMBERS}, ['"x"']),
         ("[1, 1.0]", {"kind": "json", "schema": {"uniqueItems": True}}, [""]),
         ('[{"a": 1}, {"a": 2}]', {"kind": "json", "schema": {"uniqueItems": True}}, []),
         ("Sorry, no.", {"kind": "regex", "must_not": ["(?i)sorry"]}, ["Sorry"]),

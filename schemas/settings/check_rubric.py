@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import SettingsError
 from schemas.settings.rubric import Panel, Rubric
@@ -121,6 +123,46 @@ def _check_schema(check: JsonCheck, where: str) -> None:
     except SchemaError as error:
         place = "/".join(str(part) for part in error.absolute_path) or "its top"
         raise SettingsError(f"{where}: its schema is no JSON Schema: {error.message} (at {place}).") from None
+    _check_references(check.schema, where)
+
+
+def _check_references(schema: dict[str, Any], where: str) -> None:
+    """Raises SettingsError for what could not be followed when an answer comes, or not within bounds."""
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    resource = DRAFT202012.create_resource(schema)
+    resolver = Registry().with_resource("", resource).resolver()
+    keys = set[str]()
+    for part in _parts(schema):
+        keys |= part.keys()
+        for name in ("$ref", "$dynamicRef"):
+            reference = part.get(name)
+            if not isinstance(reference, str):
+                continue
+            try:
+                if not reference.startswith("#"):
+                    raise Unresolvable(reference)
+                resolver.lookup(reference)
+            except Unresolvable:
+                raise SettingsError(
+                    f"{where}: its schema refers to {reference!r}, which is not in it. Nothing is fetched: put it "
+                    "under $defs."
+                ) from None
+    if {"patternProperties", "unevaluatedProperties"} <= keys:
+        raise SettingsError(
+            f"{where}: its schema has both patternProperties and unevaluatedProperties, which cannot be checked in "
+            "bounded time. Use additionalProperties."
+        )
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    """Yields every object in a schema."""
+    if isinstance(value, dict):
+        yield value
+    for held in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _parts(held)
 
 
 def _check_pattern(pattern: str, where: str) -> None:
