@@ -10,14 +10,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from stub_models import Reply, StubModels
 
 from agents.chain import Step, Stop, best_attempt, next_step
 from agents.completion import Completion
+from agents.models import Models, calling_for
 from agents.prompts import read_fences
 from agents.refiner import changed_share, refine
+from schemas.adapters import served_name
 from schemas.case import Attempt, Case, Message, Source, Verdict, Violation
 from schemas.errors import BadAnswer, EndpointRefused, ModelError, ModelRefused, ModelUnavailable, SettingsError
-from schemas.settings import Model, Refiner, Refining, Rubric, Rule, Settings, Task, load_settings
+from schemas.settings import Model, Refiner, Refining, Rubric, Rule, Settings, Task, Worker, load_settings
 from streams.stage import next_hop
 
 RUBRIC = Rubric(rules=tuple(Rule(id=name, text=name) for name in "abcd"))
@@ -197,6 +200,39 @@ def test_no_text_makes_the_share_changed_slow() -> None:
         left, right = (between.join("ab"[n % k % 2] for n in range(100_000)) for k in (5, 7))
         assert 0 <= changed_share(left, right) <= 1
     assert time.process_time() - began < 5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:litellm.*")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pydantic.*")
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
+def test_the_student_refines_with_the_adapter_that_serves_and_its_outage_kills_no_case(models: StubModels) -> None:
+    served = Model(model="hosted_vllm/student", api_base=models.api_base, retries=0)
+    chain = msgspec.structs.replace(
+        task(*STUDENT_FIRST), student=served, refiner=Model(model="hosted_vllm/teacher", api_base=models.api_base)
+    )
+    settings = Settings(tasks={"toy": chain}, worker=Worker(breaker_failures=1))
+    models.answer = lambda request: Reply("better")
+
+    async def run() -> tuple[Case, float | None]:
+        made = Models(settings, serving=lambda task, case_id: ("v0007-abcdef",))
+        calling_for.set("x")
+        deadline = asyncio.get_running_loop().time() + 60
+        try:
+            done = await refine(tried(("0", "ab")), settings, made, deadline=deadline)
+            models.answer = lambda request: Reply(status=500)
+            with pytest.raises(ModelUnavailable) as down:
+                await refine(tried(("0", "ab")), settings, made, deadline=deadline)
+            return done, await made.outage_s("refiner", "toy", "x", down.value)
+        finally:
+            await made.close()
+
+    done, outage_s = asyncio.run(run())
+    (first, *_) = models.requests
+    assert first["model"] == served_name("toy", "v0007-abcdef")
+    assert first["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (done.attempts[1].adapter, done.attempts[1].refiner) == ("v0007-abcdef", "student")
+    assert outage_s is not None
+    assert not any(request["model"] == "teacher" for request in models.requests)
 
 
 TOML = """
