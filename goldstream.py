@@ -13,6 +13,7 @@ import click
 
 from streams.commands import (
     admission,
+    cost,
     demo,
     dlq,
     gold,
@@ -47,6 +48,7 @@ for module in (
     operate,
     lag,
     gold,
+    cost,
     judge,
     review,
     strategies,

@@ -40,6 +40,7 @@ class Account:
         self.dirty = False  # there is more to tell than was written
         self.called_s = self.written_s = float("-inf")
         self.seq = 0
+        self.told = ""  # why no case is taken, as last written
         self._lines: dict[tuple[str, int], Line] = {}
 
     @property

@@ -236,12 +236,13 @@ class Budget:
             return None
         short = call.usd - account.free
         account.call_usd, room = call.usd, self.room(account)
-        if short > room + SLACK:
+        asked = account.claimed - account.usable  # for and not granted yet
+        if short > room + asked + SLACK:
             account.short = 0.0
             scope = min(caps, key=lambda one: caps[one])
             whose = f"all roles of {task}" if scope == ALL else f"the {role} of {task}"
             left_s = (DAY_MS - self.now_ms() % DAY_MS) / 1000
-            why = f"{whose} may spend {caps[scope]:.6g} USD a day, of which {max(room, 0.0):.6g} are left unclaimed"
+            why = f"{whose} may spend {caps[scope]:.6g} USD a day, of which {max(room + asked, 0.0):.6g} are left unclaimed"
             return Blocked(f"{why}; the next day begins at 00:00 UTC", left_s)
         if not self.kept:
             account.usable += short

@@ -36,7 +36,7 @@ import msgspec
 from kafka.errors import KafkaError
 
 from agents.account import SLACK, Account
-from agents.budget import Budget
+from agents.budget import Budget, Held
 from schemas.ledger import Book, Entry, decode_entry, encode_entry
 from schemas.settings import Role, Settings
 from schemas.topics import LEDGER, STAGE_INPUT
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 WRITE_EVERY_S = 5.0  # what was spent is told this often; a kill loses so much of the report, and nothing of a cap
 IDLE_S = 10.0  # then what is claimed and not used is given back
 LOOK_EVERY_S = 1.0
+HELD_EVERY_S = 20.0  # that cases are still waiting is told again this often
 
 
 class Ledger:
@@ -107,22 +108,28 @@ class Ledger:
     def _next_claim(self, account: Account, today: str) -> float | None:
         """Returns what an account should claim now, None where there is nothing to write."""
         budget, now = self._budget, self._budget.clock()
-        capped = budget.caps(account.task, account.role)
-        if not capped:
-            claimed = account.spent + account.reserved
-            return claimed if account.dirty and now - account.written_s >= WRITE_EVERY_S else None
+        held = self._why_held(account)
+        news = (held is None) != (not account.told) or (held is not None and now - account.written_s > HELD_EVERY_S)
+        due = news or (account.dirty and now - account.written_s >= WRITE_EVERY_S)
+        if not budget.caps(account.task, account.role):
+            return account.spent + account.reserved if due else None
         if account.day < today or (now - account.called_s > IDLE_S and not account.short):
             claimed = account.spent + account.reserved
-            return claimed if account.usable > claimed + SLACK or account.dirty else None
+            return claimed if account.usable > claimed + SLACK or account.dirty or news else None
         claimed = account.wants(budget.room(account), budget.share(account.task, account.role))
         if abs(claimed - account.usable) > SLACK:
             return claimed
-        return claimed if account.dirty and now - account.written_s >= WRITE_EVERY_S else None
+        return claimed if due else None
+
+    def _why_held(self, account: Account) -> Held | None:
+        budget = self._budget
+        return budget.why_held(account.task, account.role) if account.day == budget.day() else None
 
     async def _write(self, account: Account, claimed: float, closed: bool = False) -> None:
         """Produces an entry; the answer comes with `_read`."""
         budget = self._budget
-        held = budget.why_held(account.task, account.role) if account.day == budget.day() else None
+        held = self._why_held(account)
+        account.told = held.why if held is not None else ""
         told: dict[str, Any] = {"closed": closed}
         if held is not None and not closed:
             told |= {"held": held.why, "held_since_ms": held.since_ms}
