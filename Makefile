@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 JARS := deploy/kafka/libs/.complete
 TRL := .goldstream/bench-trl
 
-.PHONY: demo test test-full check setup kafka bench bench-train chaos clean
+.PHONY: demo test test-full check setup kafka bench bench-intake bench-train chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -30,6 +30,9 @@ check: setup ## ruff, mypy --strict, import contracts
 
 bench: setup kafka ## CPU a case costs the pipeline, all hops; JSON=FILE writes the figures
 	@$(BIN)/python tests/bench.py $(if $(JSON),--json $(JSON))
+
+bench-intake: setup ## Records a second of each log shape that intake reads, on one core; JSON=FILE writes the figures
+	@$(BIN)/python tests/bench_intake.py $(if $(JSON),--json $(JSON))
 
 bench-train: $(TRL)/.ready ## Training cost against unshared prompts and TRL; JSON=FILE, ARGS="--device cuda --size 0.5b"
 	@$(TRL)/bin/python tests/bench_train.py $(if $(JSON),--json $(JSON)) $(ARGS)

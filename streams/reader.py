@@ -26,7 +26,7 @@ from streams.shapes.helicone import is_helicone, read_helicone
 from streams.shapes.langfuse import is_langfuse, read_langfuse
 from streams.shapes.litellm import is_litellm, read_litellm
 from streams.shapes.openai import is_openai, read_openai
-from streams.shapes.otlp import is_otlp, read_otlp
+from streams.shapes.otlp import Spans, is_otlp
 from streams.shapes.schema_registry import Registry, named_in_headers, split_magic
 from streams.shapes.streamed import is_chunk
 from streams.shapes.values import keys, kind
@@ -179,11 +179,11 @@ class _Walk:
 
     def _spans(self, body: dict[str, Any], context: dict[str, Any]) -> None:
         self._shape = "otlp"
-        start = self.index
-        for one in read_otlp(body, start):
+        spans = Spans(body, self.index)
+        for one in spans.calls():
             self.index, self._shape = one.index, one.shape
             self._add(one.record, context)
-        self.index = start + max(self.index - start, _span_count(body))
+        self.index = spans.seen
 
     def _call(self, body: dict[str, Any], context: dict[str, Any], depth: int) -> None:
         mapping = self._mapping
@@ -275,13 +275,3 @@ def _lenient(value: bytes) -> Any:
     """Returns what JSON as Python's own library writes it holds: NaN becomes null, half a surrogate pair `?`."""
     held = json.loads(value, parse_constant=lambda _: None)
     return msgspec.json.decode(json.dumps(held, ensure_ascii=False).encode("utf-8", "replace"))
-
-
-def _span_count(body: dict[str, Any]) -> int:
-    """Returns how many spans an export holds, so that what follows it in a batch has the same numbers for ever."""
-    count = 0
-    for resource in body["resourceSpans"] if isinstance(body["resourceSpans"], list) else ():
-        for scope in resource.get("scopeSpans") or () if isinstance(resource, dict) else ():
-            spans = scope.get("spans") if isinstance(scope, dict) else None
-            count += len(spans) if isinstance(spans, list) else 0
-    return count

@@ -10,12 +10,15 @@ from typing import Any
 
 from schemas.errors import RecordError
 from streams.records import Found, Record
-from streams.shapes.otlp_messages import Attributes, answered_by, asked_of, offered_to
-from streams.shapes.values import amount, first, kind, number, obj, time_ms
+from streams.shapes.otlp_messages import Attributes, answered_by, asked_of, numbered_groups, offered_to
+from streams.shapes.values import amount, first, kind, number, obj, params, time_ms
 
 _MAX_DEPTH = 32
 _CHAT = ("chat", "text_completion", "generate_content", "completion", "message")
-_PARAMS = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty", "seed")
+_PARAMS = {
+    f"gen_ai.request.{name}": name
+    for name in ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty", "seed")
+}
 
 
 def is_otlp(body: dict[str, Any]) -> bool:
@@ -23,37 +26,50 @@ def is_otlp(body: dict[str, Any]) -> bool:
     return "resourceSpans" in body
 
 
-def read_otlp(body: dict[str, Any], start: int = 0) -> Iterator[Found]:
-    """Yields the model calls among the spans; `index` counts all spans, so that it stays when we learn to read more.
+class Spans:
+    """The spans of one export. `seen` counts them all, so that a call's number stays when we learn to read more."""
 
-    Raises RecordError where the export itself is broken; a broken span is an item of its own.
-    """
-    index = start - 1
-    for resource in _objects(body["resourceSpans"], "resourceSpans"):
-        of_resource = attributes_of(obj(resource.get("resource")).get("attributes"))
-        scopes = resource.get("scopeSpans", resource.get("instrumentationLibrarySpans"))
-        for scope in _objects(scopes if scopes is not None else [], "scopeSpans"):
-            for span in _objects(scope["spans"] if scope.get("spans") is not None else [], "spans"):
-                index += 1
-                try:
-                    attributes = attributes_of(span.get("attributes"))
-                    convention = _convention(attributes, span)
-                    if convention:
+    def __init__(self, body: dict[str, Any], start: int) -> None:
+        self._body = body
+        self.seen = start
+
+    def calls(self) -> Iterator[Found]:
+        """Yields the model calls among the spans; a broken span is an item of its own.
+
+        Raises RecordError where the export itself is broken.
+        """
+        for resource in _objects(self._body["resourceSpans"], "resourceSpans"):
+            of_resource: Attributes | None = None
+            scopes = resource.get("scopeSpans", resource.get("instrumentationLibrarySpans"))
+            for scope in _objects(scopes if scopes is not None else [], "scopeSpans"):
+                for span in _objects(scope["spans"] if scope.get("spans") is not None else [], "spans"):
+                    index = self.seen
+                    self.seen += 1
+                    try:
+                        attributes = attributes_of(span.get("attributes"))
+                        convention = _convention(attributes)
+                        if not convention:
+                            continue
+                        if of_resource is None:
+                            of_resource = attributes_of(obj(resource.get("resource")).get("attributes"))
                         yield Found(index, _read_span(span, attributes, of_resource, convention), convention)
-                except RecordError as error:
-                    yield Found(index, error, "otlp")
+                    except RecordError as error:
+                        yield Found(index, error, "otlp")
 
 
 def attributes_of(raw: Any) -> Attributes:
     """Returns OTLP's array of {key, value} as an object with plain values."""
-    if raw is None:
-        return {}
     found: Attributes = {}
-    for item in _objects(raw, "attributes"):
-        key = item.get("key")
+    if raw is None:
+        return found
+    if raw.__class__ is not list:
+        raise RecordError("wrong_type", f"`attributes` is {kind(raw)}, expected an array")
+    for item in raw:
+        if item.__class__ is not dict:
+            raise RecordError("wrong_type", f"one of `attributes` is {kind(item)}, expected an object")
+        key, value = item.get("key"), item.get("value")
         if key.__class__ is str:
-            value = item.get("value")
-            if value.__class__ is dict and len(value) == 1 and "stringValue" in value:
+            if value.__class__ is dict and "stringValue" in value:
                 found[key] = value["stringValue"]
             else:
                 found[key] = _plain(value, 0)
@@ -78,7 +94,7 @@ def _plain(value: Any, depth: int) -> Any:
     return None
 
 
-def _convention(attributes: Attributes, span: dict[str, Any]) -> str:
+def _convention(attributes: Attributes) -> str:
     """Returns which convention a span of a model call follows; "" for any other span."""
     of_openinference = attributes.get("openinference.span.kind")
     if of_openinference is not None:
@@ -99,20 +115,22 @@ def _read_span(span: dict[str, Any], attributes: Attributes, resource: Attribute
     status = obj(span.get("status")).get("code")
     if status in (2, "2", "STATUS_CODE_ERROR") or get("error.type"):
         raise RecordError("failed_call", "the span's status is an error")
-    events = [
-        (first(event.get("name")), attributes_of(event.get("attributes")))
-        for event in _objects(span["events"] if span.get("events") is not None else [], "events")
-    ]
+    events: list[tuple[str, Attributes]] = []
+    if span.get("events"):
+        for event in _objects(span["events"], "events"):
+            events.append((first(event.get("name")), attributes_of(event.get("attributes"))))
     finish = get("gen_ai.response.finish_reasons")
     finish = finish[0] if isinstance(finish, list) and finish else finish
-    completion, said_finish = answered_by(attributes, events)
+    numbered = {} if "gen_ai.input.messages" in attributes else numbered_groups(attributes)
+    completion, said_finish = answered_by(attributes, events, numbered)
     trace_id, span_id = first(span.get("traceId")), first(span.get("spanId"))
-    given = {name: value for name in _PARAMS if (value := get(f"gen_ai.request.{name}")) is not None}
+    given = {name: value for key, name in _PARAMS.items() if (value := get(key)) is not None}
     if stops := get("gen_ai.request.stop_sequences"):
         given["stop"] = stops
-    given |= {name: value for name, value in obj(get("llm.invocation_parameters")).items() if name in _PARAMS}
+    if invocation := get("llm.invocation_parameters"):
+        given |= params(obj(invocation))
     return Record(
-        messages=asked_of(attributes, events),
+        messages=asked_of(attributes, events, numbered),
         completion=completion,
         event_id=first(get("gen_ai.response.id")) or (f"{trace_id}:{span_id}" if trace_id and span_id else ""),
         ts_ms=time_ms(span.get("startTimeUnixNano")),
@@ -122,7 +140,7 @@ def _read_span(span: dict[str, Any], attributes: Attributes, resource: Attribute
         workload=first(get("gen_ai.agent.name"), get("workload"), get("gen_ai.prompt.name")),
         user=first(get("user.id"), get("enduser.id")),
         model=first(get("gen_ai.response.model"), get("gen_ai.request.model"), get("llm.model_name")),
-        tools=offered_to(attributes),
+        tools=offered_to(attributes, numbered),
         params=given,
         prompt_tokens=number(
             _any(get, "gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt")

@@ -17,6 +17,16 @@ from streams.shapes.values import first, parsed, tools
 Attributes = dict[str, Any]
 Events = Sequence[tuple[str, Attributes]]  # of a span, in their order
 
+Groups = dict[str, dict[int, dict[str, Any]]]  # prefix -> number -> object
+
+_PREFIXES = (
+    "gen_ai.prompt.",
+    "gen_ai.completion.",
+    "llm.input_messages.",
+    "llm.output_messages.",
+    "llm.tools.",
+    "llm.request.functions.",
+)
 _DETAILS = "gen_ai.client.inference.operation.details"
 _ROLE_EVENTS = {
     "gen_ai.system.message": "system",
@@ -26,7 +36,7 @@ _ROLE_EVENTS = {
 }
 
 
-def asked_of(attributes: Attributes, events: Events) -> tuple[Message, ...]:
+def asked_of(attributes: Attributes, events: Events, groups: Groups) -> tuple[Message, ...]:
     """Returns the prompt of a call; raises RecordError where the span holds none."""
     for held in (attributes, *_named(events, _DETAILS)):
         raw = parsed(held.get("gen_ai.input.messages"))
@@ -35,7 +45,7 @@ def asked_of(attributes: Attributes, events: Events) -> tuple[Message, ...]:
                 raw = [*_instructions(held), *raw]
             return read_messages(raw, "gen_ai.input.messages")
     for prefix in ("gen_ai.prompt.", "llm.input_messages."):
-        numbered = _numbered(attributes, prefix)
+        numbered = _numbered(groups, prefix)
         if numbered:
             return read_messages([_flat(one) for one in numbered], prefix.rstrip("."))
     by_event = _by_event(events)
@@ -53,7 +63,7 @@ def asked_of(attributes: Attributes, events: Events) -> tuple[Message, ...]:
     )
 
 
-def answered_by(attributes: Attributes, events: Events) -> tuple[tuple[Message, ...], str]:
+def answered_by(attributes: Attributes, events: Events, groups: Groups) -> tuple[tuple[Message, ...], str]:
     """Returns (answer, finish reason) of a call; nothing where the span holds none."""
     for held in (attributes, *_named(events, _DETAILS)):
         raw = parsed(held.get("gen_ai.output.messages"))
@@ -62,7 +72,7 @@ def answered_by(attributes: Attributes, events: Events) -> tuple[tuple[Message, 
             finish = raw[0].get("finish_reason") if isinstance(raw, list) and isinstance(raw[0], dict) else ""
             return read_completion(one, "gen_ai.output.messages"), first(finish)
     for prefix in ("gen_ai.completion.", "llm.output_messages."):
-        numbered = _numbered(attributes, prefix)
+        numbered = _numbered(groups, prefix)
         if numbered:
             return read_completion(_flat(numbered[0]), prefix.rstrip(".")), first(numbered[0].get("finish_reason"))
     for choice in _named(events, "gen_ai.choice"):
@@ -81,11 +91,11 @@ def answered_by(attributes: Attributes, events: Events) -> tuple[tuple[Message, 
     return (), ""
 
 
-def offered_to(attributes: Attributes) -> tuple[dict[str, Any], ...]:
+def offered_to(attributes: Attributes, groups: Groups) -> tuple[dict[str, Any], ...]:
     """Returns the tools that the call offered."""
     raw = attributes.get("gen_ai.tool.definitions")
     if raw is None:
-        numbered = _numbered(attributes, "llm.tools.") or _numbered(attributes, "llm.request.functions.")
+        numbered = _numbered(groups, "llm.tools.") or _numbered(groups, "llm.request.functions.")
         raw = [parsed(_inner(one, "tool").get("json_schema", one)) for one in numbered]
     return tools(raw)
 
@@ -97,15 +107,25 @@ def _instructions(attributes: Attributes) -> list[dict[str, Any]]:
     return [{"role": "system", "content": raw if isinstance(raw, str | list) else [raw]}]
 
 
-def _numbered(attributes: Attributes, prefix: str) -> list[dict[str, Any]]:
-    """Returns attributes such as PREFIX0.message.role as an array of objects, in the order of their numbers."""
-    found: dict[int, dict[str, Any]] = {}
+def numbered_groups(attributes: Attributes) -> Groups:
+    """Returns attributes such as gen_ai.prompt.0.role as objects, by prefix and number."""
+    groups: Groups = {}
     for name, value in attributes.items():
-        if name.startswith(prefix):
+        if name.startswith(_PREFIXES):
+            prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
             number, _, rest = name[len(prefix) :].partition(".")
             if rest and number.isdecimal() and len(number) < 6:
-                _put(found.setdefault(int(number), {}), rest.split("."), value)
-    return [found[number] for number in sorted(found)]
+                held = groups.setdefault(prefix, {}).setdefault(int(number), {})
+                if "." in rest:
+                    _put(held, rest.split("."), value)
+                else:
+                    held[rest] = value
+    return groups
+
+
+def _numbered(groups: Groups, prefix: str) -> list[dict[str, Any]]:
+    group = groups.get(prefix, {})
+    return [group[number] for number in sorted(group)]
 
 
 def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
