@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from judged_cases import FAILED, PASSED, rows, toy
 from kafka import TopicPartition
-from pipeline import STUB_TASK, openai_record, produce
+from pipeline import STUB_TASK, openai_record, processes, produce, wait_for
 from steps import Make, cases_on, commit_to_the_end, put, running, sink_all, start, take_in, until
 
 from agents.expert import Decision, check_decision, decided_case
@@ -226,3 +227,20 @@ def test_the_queue_samples_accepted_cases_by_a_hash_and_keeps_its_order(make_set
     assert (shown["in_queue"], shown["pending"], shown["proposed_round"]) == (True, None, 0)
     with pytest.raises(ReviewError, match="no case req-77 in the gold set"):
         show_case(settings, "req-77")
+
+
+def test_a_sink_killed_again_and_again_loses_no_decision_and_doubles_none(make_settings: Make, tmp_path: Path) -> None:
+    settings = start(make_settings, "logs-killed")
+    put(settings, "outcomes", *(toy(n, PASSED) for n in range(6)))
+    with processes(settings, tmp_path / "goldstream.toml", "sink") as supervisor:
+        wait_for(lambda: len(rows(settings)) == 6, "landed", supervisor)
+        for number in range(6):
+            assert decide(settings, f"req-{number}", by("ann", "reject", reason="no")).stands
+            if number % 3 == 1:
+                (child,) = supervisor.children
+                if child.process is not None:
+                    child.process.kill()
+            supervisor.check()
+        wait_for(lambda: all(row[2] == 1 for row in rows(settings)), "superseded", supervisor)
+    assert {row[1:3] for row in rows(settings)} == {("unresolved", 1)}
+    assert query(settings.gold, "select epoch, count(*) from landed group by 1 order by 1")[1] == [(0, 6), (1, 6)]
