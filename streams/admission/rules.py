@@ -54,7 +54,9 @@ class _Rule:
         except JMESPathError as error:  # such as a comparison with what this record lacks: then it is not true of it
             if not self._warned:
                 self._warned = True
-                log.warning("tasks.%s.where fails on a record, which is therefore not taken: %s", self.task, _line(error))
+                log.warning(
+                    "tasks.%s.where fails on a record, which is therefore not taken: %s", self.task, _line(error)
+                )
             return False
         return bool(found) or (found == 0 and not isinstance(found, bool) and found is not None)
 
