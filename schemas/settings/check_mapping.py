@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import SettingsError
 from schemas.settings.mapping import Mapping, SchemaRegistry
@@ -32,19 +33,29 @@ def check_mapping(mapping: Mapping, where: str) -> None:
         return
     import jmespath  # here: a machine that only trains may not have it
     from jmespath.exceptions import JMESPathError
+    from jmespath.functions import Functions
 
     for field, text in expressions.items():
         try:
-            jmespath.compile(text)
+            tree = jmespath.compile(text).parsed
         except JMESPathError as error:
             raise SettingsError(
                 f"{where}.{field}: {text!r} is no JMESPath expression: {str(error).splitlines()[0]} A name with dashes "
                 "or dots wants double quotes: '\"my-field\".text'. Try it with `goldstream map test FILE`."
             ) from None
+        unknown = sorted(_functions(tree) - set(Functions.FUNCTION_TABLE))
+        if unknown:
+            raise SettingsError(f"{where}.{field}: {text!r} calls {unknown[0]}, which is no function of JMESPath.")
     if mapping.messages and mapping.prompt:
         raise SettingsError(f"{where} sets both messages and prompt; keep the one that holds the user's text.")
     if mapping.system and not (mapping.messages or mapping.prompt):
         raise SettingsError(f"{where}.system needs messages or prompt beside it.")
+
+
+def _functions(tree: dict[str, Any]) -> set[str]:
+    """Returns the names of the functions that an expression calls."""
+    found = {tree["value"]} if tree.get("type") == "function_expression" else set()
+    return found.union(*(_functions(child) for child in tree.get("children", ()) if isinstance(child, dict)))
 
 
 def _check_registry(registry: SchemaRegistry, where: str) -> None:

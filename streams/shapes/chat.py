@@ -20,7 +20,14 @@ _TRUNCATED = "litellm_truncated"
 
 # Tuples where what is looked up may be of any type; a set would raise for an array.
 _PLAIN = ("user", "assistant", "system", "developer")
-_ROLES = {"human": "user", "ai": "assistant", "model": "assistant", "bot": "assistant", "function": "tool"}
+_ROLES = {
+    "human": "user",
+    "ai": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "gpt": "assistant",
+    "function": "tool",
+}
 _TEXT = ("text", "input_text", "output_text")
 _THINKING = frozenset(("thinking", "redacted_thinking", "reasoning", "reasoning_content"))
 _TOOL_PARTS = frozenset(("tool_use", "tool_call", "tool_result", "tool_call_response", "tool-call", "tool-result"))
