@@ -96,6 +96,7 @@ def stats(gold: Path) -> dict[str, Any]:
             "unresolved": counts(_REASONS.format("unresolved")),
             "dead": counts(_REASONS.format("dead")),
             "dropped": counts(_REASONS.format("dropped")),
+            "redacted": counts(_REDACTED),
             "reviews": counts("SELECT review, count(*) FROM facts WHERE review IS NOT NULL GROUP BY ALL ORDER BY 1"),
         }
 
@@ -106,13 +107,19 @@ _FACTS = """
 CREATE TEMP TABLE facts AS
 SELECT case_id, task, outcome, reason, review, rounds, corrected, strategy_guardrail, first_adapter,
        first_attempt_passed, calls, prompt_tokens, completion_tokens, cost_usd, model_s,
-       flatten([[violation.rule for violation in attempt.violations] for attempt in attempts]) AS rules
+       flatten([[violation.rule for violation in attempt.violations] for attempt in attempts]) AS rules,
+       placeholders
 FROM outcomes
 """
 
 _REASONS = """
 SELECT coalesce(nullif(reason, ''), 'not told'), count(*)
 FROM facts WHERE outcome = '{}' GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+
+_REDACTED = """
+SELECT lower(regexp_extract(placeholder, '^[A-Z]+')) AS kind, count(DISTINCT case_id)
+FROM (SELECT case_id, unnest(placeholders) AS placeholder FROM facts) GROUP BY kind ORDER BY 2 DESC, 1
 """
 
 _TOTALS = """

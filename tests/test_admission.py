@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ended_cases import ended, land
 from pipeline import STUB_TASK, processes, produce
 from steps import Make, cases_on, command_line, sink_all, start, take_in, until
 
@@ -115,6 +116,14 @@ def test_personal_values_reach_no_topic_of_ours_while_split_and_session_are_thos
         closed_case.session,
         closed_case.body_sha256,
     )
+
+
+def test_cases_with_values_taken_out_are_counted_by_kind(tmp_path: Path) -> None:
+    land(
+        tmp_path,
+        [ended(1, placeholders=("EMAIL_1", "EMAIL_2", "PHONE_1")), ended(2, placeholders=("EMAIL_1",)), ended(3)],
+    )
+    assert stats(tmp_path)["redacted"] == {"email": 2, "phone": 1}
 
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "st", "rk")]

@@ -62,6 +62,7 @@ def _print_stats(found: dict[str, Any]) -> None:
         "Unresolved, by reason": ("reason", found["unresolved"]),
         "Dead, by reason": ("reason", found["dead"]),
         "Dropped, by reason": ("reason", found["dropped"]),
+        "Personal values taken out, by kind": ("kind", found["redacted"]),
         "Decided by experts": ("decision", found["reviews"]),
     }
     for title, (name, counts) in tables.items():
