@@ -7,6 +7,7 @@ model would get, and reads their fenced sections through agents.prompts.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +17,16 @@ from agents.prompts import read_conversation, read_fences, read_violations
 from schemas.errors import BadAnswer, ModelRefused
 
 Script = Callable[[list[dict[str, Any]]], str]
+_ASKED = re.compile(r"(?m)^- ([a-z0-9_-]+) \(")  # the rules of a judge prompt
 
 
 def scribe_judge(messages: list[dict[str, Any]]) -> str:
-    """Answers a judge prompt of the scribe task with what its six rules find, as a model would write it."""
+    """Answers a judge prompt of the scribe task with what its six rules find, of those it is asked about."""
     from agents.scribe.rules import verify
 
     sections = _sections(messages)
-    found = verify(read_conversation(sections), sections["draft"])
+    asked = set(_ASKED.findall(str(messages[0].get("content", ""))))
+    found = [v for v in verify(read_conversation(sections), sections["draft"]) if v.rule in asked]
     told = [{"rule": v.rule, "hinge": v.hinge, "why": v.why, "fix": v.fix} for v in found]
     return msgspec.json.encode({"violations": told}).decode()
 

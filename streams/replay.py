@@ -110,7 +110,7 @@ def stored_attempts(settings: Settings, task: str, last: int, which: Which) -> l
                     one["score"] / one["max_score"] if one["max_score"] else 0.0,
                     one["rubric"] or "unknown",
                     one["judge_kind"] or "unknown",
-                    tuple(Violation(**{k: v or "" for k, v in told.items()}) for told in one["violations"] or ()),
+                    tuple(msgspec.convert(told, Violation) for told in one["violations"] or ()),
                 )
             )
     if not found:

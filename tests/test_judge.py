@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agents.completion import Completion
-from agents.judge import judge_answer
+from agents.judge import judge_answer, read_vote
 from agents.panel import decided
 from agents.prompts import judge_messages
 from schemas.case import Message, Spend, Verdict, Violation
@@ -287,3 +287,19 @@ def test_a_tie_break_judge_decides_where_the_others_differ() -> None:
     assert (verdict.passed, verdict.votes, spend.calls) == (False, 3, 3)
     assert verdict.agreement == pytest.approx(2 / 3)
     assert verdict.judge == "senior + main + second"
+
+
+def test_the_scripted_judge_of_the_demo_answers_what_a_judge_is_asked() -> None:
+    from agents.scripted import answer as scripted
+    from schemas.chat import to_chat
+
+    prompt = [Message("user", "Man aged 40, seen today. Diagnosed with gout last year. Reports back pain.")]
+    note = "Diagnoses: gout, asthma\nMedications: none\nSymptoms: none"
+    diagnoses = Rule(id="stated_diagnoses", text="Only diagnoses the transcript states.")
+    complete = Rule(id="complete", text="Nothing left out.")
+    for rules in ((diagnoses,), (diagnoses, complete)):
+        rubric = Rubric(rules=rules)
+        text = scripted("scribe-judge", to_chat(judge_messages(prompt, note, rubric)))
+        found = read_vote(text, rubric, note)
+        assert [v.rule for v in found.violations] == [rule.id for rule in rules]
+        assert (found.violations[0].hinge, found.misquoted) == ("asthma", ())

@@ -15,17 +15,17 @@ _QUOTED = 80  # characters of what is too much
 
 def check_length(check: LengthCheck, answer: str) -> list[Finding]:
     """Finds the limits an answer does not keep; of what is too long it quotes where the surplus begins."""
-    found: list[Finding] = []
+    most = check.max_characters
+    surplus = "" if most is None else answer[most:]
+    found = _findings("characters", len(answer), check.min_characters, most, surplus)
     for unit, least, most, pieces in (
-        ("characters", check.min_characters, check.max_characters, r"(?s)."),
         ("words", check.min_words, check.max_words, r"\S+"),
         ("lines", check.min_lines, check.max_lines, r"[^\n]*\S[^\n]*"),
     ):
-        if least is None and most is None:
-            continue
-        starts = [match.start() for match in re.finditer(pieces, answer)]
-        surplus = answer[starts[most] :] if most is not None and len(starts) > most else ""
-        found += _findings(unit, len(starts), least, most, surplus)
+        if least is not None or most is not None:
+            starts = [match.start() for match in re.finditer(pieces, answer)]
+            surplus = answer[starts[most] :] if most is not None and len(starts) > most else ""
+            found += _findings(unit, len(starts), least, most, surplus)
     if check.min_tokens is not None or check.max_tokens is not None:
         encoded = _tokenizer(check.tokenizer).encode(answer, add_special_tokens=False)
         most = check.max_tokens

@@ -55,7 +55,7 @@ def check_source(check: SourceCheck, messages: Sequence[Message], answer: str) -
                 if not mention.keys & known:
                     found.append((mention.start, _finding(kind, mention.text)))
     if "names" in check.entities:
-        words = {_bare(match[0]) for match in _WORD.finditer(source)}
+        words = {_bare(word) for word in set(_WORD.findall(source))}
         found += [(start, _finding("names", name)) for start, name in _unknown_names(answer, words)]
     return [finding for _, finding in sorted(found, key=lambda one: one[0])]
 
@@ -78,7 +78,7 @@ _READERS: dict[Entity, Callable[[str], Iterator[Mention]]] = {
 def _known(kind: Entity, source: str) -> set[object]:
     """Returns what the source holds of a kind: numbers wherever digits or number words stand, dates also in part."""
     if kind == "numbers":
-        said = {match[0].casefold() for match in _WORD.finditer(source)}
+        said = {word.casefold() for word in set(_WORD.findall(source))}
         words = {decimal(number) for word, number in _WORD_NUMBERS.items() if word in said}
         return {decimal(match[0]) for match in NUMBER.finditer(source)} | words
     keys = {key for mention in _READERS[kind](source) for key in mention.keys}

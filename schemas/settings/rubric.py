@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -84,7 +85,7 @@ class Rubric(Section, frozen=True):
 
     def version(self) -> str:
         """Returns a short hash that changes whenever the rubric does; settings left at their default are not in it."""
-        return hashlib.sha256(msgspec.json.encode(without_defaults(self), order="sorted")).hexdigest()[:12]
+        return _version(msgspec.json.encode(self))
 
 
 class Panel(Section, frozen=True):
@@ -98,6 +99,12 @@ class Panel(Section, frozen=True):
     judges: tuple[Model, ...] = ()  # besides the task's judge
     decide: Literal["majority", "unanimous", "strictest", "escalate"] = "majority"
     tie_break: Model = Model()
+
+
+@cache  # every verdict asks, and looking at each field's default takes a hundred times as long as encoding
+def _version(encoded: bytes) -> str:
+    rubric = msgspec.json.decode(encoded, type=Rubric)
+    return hashlib.sha256(msgspec.json.encode(without_defaults(rubric), order="sorted")).hexdigest()[:12]
 
 
 def without_defaults(section: Section) -> dict[str, Any]:
