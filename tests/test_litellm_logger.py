@@ -14,11 +14,18 @@ from kafka import TopicPartition
 from steps import until
 
 from schemas.settings import Settings
-from streams.litellm_logger import KafkaLogger
 from streams.lookup import make_reader, read_ranges
 from streams.topics import ensure_source_topic
 
 NOWHERE = "127.0.0.1:9"
+
+
+@pytest.fixture
+def make_logger() -> Callable[..., Any]:
+    """Gives the class. LiteLLM is not imported before a test wants it: as it is imported, it filters its own warnings."""
+    from streams.litellm_logger import KafkaLogger
+
+    return KafkaLogger
 
 
 @pytest.fixture
@@ -46,7 +53,6 @@ def logged(settings: Settings, topic: str) -> list[dict[str, Any]]:
 PRODUCT = """
 import asyncio, sys, time
 import litellm
-from streams.litellm_logger import KafkaLogger
 
 ask = {"model": "openai/gpt-4o-mini", "messages": [{"role": "user", "content": "Is it raining?"}]}
 logger = KafkaLogger(sys.argv[1], sys.argv[2])
@@ -88,8 +94,10 @@ def test_every_call_is_one_record_answered_or_failed_awaited_streamed_or_not(set
     assert product.stdout.split()[-2:] == ["4", "0"]
 
 
-def test_without_a_broker_calls_go_on_and_what_the_queue_cannot_hold_is_counted() -> None:
-    logger = KafkaLogger("nowhere", NOWHERE, queue_records=3, bootstrap_timeout_ms=100)
+def test_without_a_broker_calls_go_on_and_what_the_queue_cannot_hold_is_counted(
+    make_logger: Callable[..., Any],
+) -> None:
+    logger = make_logger("nowhere", NOWHERE, queue_records=3, bootstrap_timeout_ms=100)
     for number in range(5):
         logger.log_success_event({"standard_logging_object": {"id": number}}, None, None, None)
     assert logger.dropped == 2
@@ -99,8 +107,10 @@ def test_without_a_broker_calls_go_on_and_what_the_queue_cannot_hold_is_counted(
     assert logger.dropped == 6
 
 
-def test_what_waits_when_the_program_ends_is_sent(settings: Settings, topic: str) -> None:
-    logger = KafkaLogger(topic, settings.kafka.bootstrap_servers)
+def test_what_waits_when_the_program_ends_is_sent(
+    make_logger: Callable[..., Any], settings: Settings, topic: str
+) -> None:
+    logger = make_logger(topic, settings.kafka.bootstrap_servers)
     for number in range(50):
         logger.log_success_event({"standard_logging_object": {"n": number, "at": object}}, None, None, None)
     logger.close(timeout_s=30)
@@ -108,8 +118,8 @@ def test_what_waits_when_the_program_ends_is_sent(settings: Settings, topic: str
     assert [record["n"] for record in logged(settings, topic)] == list(range(50))
 
 
-def test_what_is_no_payload_or_has_no_topic_is_counted(settings: Settings) -> None:
-    logger = KafkaLogger("", settings.kafka.bootstrap_servers)
+def test_what_is_no_payload_or_has_no_topic_is_counted(make_logger: Callable[..., Any], settings: Settings) -> None:
+    logger = make_logger("", settings.kafka.bootstrap_servers)
     logger.log_failure_event({}, None, None, None)
     assert logger.dropped == 1
     logger.log_success_event({"standard_logging_object": {"n": 1}}, None, None, None)

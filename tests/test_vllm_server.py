@@ -23,7 +23,7 @@ from urllib.request import urlopen
 
 import msgspec
 import pytest
-from test_rollout import InThread, ListRecords
+from rolling import InThread, ListRecords
 from tiny import make_tiny_adapter, write_manifest
 from toys import wait_until
 
