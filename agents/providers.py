@@ -58,6 +58,7 @@ def load_litellm() -> Any:
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it reads .env files at import
     import litellm
 
+    litellm.ModelResponse()  # pydantic builds its types at first use, and warns unless LiteLLM's own filters still hold
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     litellm.turn_off_message_logging = True

@@ -13,6 +13,7 @@ import pytest
 from kafka import TopicPartition
 from steps import until
 
+from agents.providers import load_litellm
 from schemas.settings import Settings
 from streams.lookup import make_reader, read_ranges
 from streams.topics import ensure_source_topic
@@ -22,7 +23,8 @@ NOWHERE = "127.0.0.1:9"
 
 @pytest.fixture
 def make_logger() -> Callable[..., Any]:
-    """Gives the class. LiteLLM is not imported before a test wants it: as it is imported, it filters its own warnings."""
+    """Gives the class; LiteLLM is imported as all others do it."""
+    load_litellm()
     from streams.litellm_logger import KafkaLogger
 
     return KafkaLogger
