@@ -5,6 +5,7 @@ Pure; agents.judge asks the models.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from schemas.errors import BadAnswer
 from schemas.settings import Rubric
 
 _ELLIPSIS = re.compile(r"\s*(?:\[(?:\.{3}|\u2026)\]|\.{3,}|\u2026)\s*")
-_LONGEST_GAP = 300  # characters that an ellipsis in a quote may stand for
+_LONGEST_GAP = 300  # characters that an ellipsis in a quote may stand for, with what follows it
+_MOST_STARTS = 50  # places tried where a quote may begin
 _QUOTES = {"'": "['\u2018\u2019\u201b`]", '"': '["\u201c\u201d\u201e\u00ab\u00bb]'}
 _QUOTES |= {mark: group for group in _QUOTES.values() for mark in group[1:-1]}
 
@@ -109,11 +111,22 @@ def find_hinge(quoted: str, answer: str) -> str:
         return quoted.strip() and quoted
     pieces = [piece for piece in _ELLIPSIS.split(quoted) if piece.strip()]
     for form in ("NFC", "NFD"):
-        patterns = [_loosely(unicodedata.normalize(form, piece)) for piece in pieces]
-        match = re.search(rf".{{0,{_LONGEST_GAP}}}?".join(patterns), answer, re.IGNORECASE | re.DOTALL)
-        if match and match[0].strip():
-            return match[0]
+        patterns = [re.compile(_loosely(unicodedata.normalize(form, piece)), re.IGNORECASE) for piece in pieces]
+        for first in itertools.islice(patterns[0].finditer(answer), _MOST_STARTS) if patterns else ():
+            end = _end_of_rest(patterns[1:], answer, first.end())
+            if end is not None:
+                return answer[first.start() : end]
     return ""
+
+
+def _end_of_rest(patterns: Sequence[re.Pattern[str]], answer: str, end: int) -> int | None:
+    """Returns where the last of the patterns ends, each found near the one before; None where one is not."""
+    for pattern in patterns:  # the nearest one each: to try them all would take a hostile answer for ever
+        match = pattern.search(answer, end, end + _LONGEST_GAP)
+        if match is None:
+            return None
+        end = match.end()
+    return end
 
 
 def _loosely(text: str) -> str:

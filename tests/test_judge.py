@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agents.completion import Completion
-from agents.judge import judge_answer, read_vote
+from agents.judge import find_hinge, judge_answer, read_vote
 from agents.panel import decided
 from agents.prompts import judge_messages
 from schemas.case import Message, Spend, Verdict, Violation
@@ -303,3 +303,19 @@ def test_the_scripted_judge_of_the_demo_answers_what_a_judge_is_asked() -> None:
         found = read_vote(text, rubric, note)
         assert [v.rule for v in found.violations] == [rule.id for rule in rules]
         assert (found.violations[0].hinge, found.misquoted) == ("asthma", ())
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("quoted", "answer"),
+    [
+        ("a ... " * 12 + "b", "a " * 50_000),
+        ("a " * 200 + "b", "a " * 50_000),
+        ("a b", "a" + " " * 500_000),
+        ("... a ...", "b" * 500_000),
+        ("\u2026", "wait"),
+    ],
+)
+def test_no_quote_takes_long_to_look_for(quoted: str, answer: str) -> None:
+    """A pattern for all pieces at once would try each place of each with each place of the others."""
+    assert find_hinge(quoted, answer) == ""
