@@ -55,6 +55,7 @@ def logged(settings: Settings, topic: str) -> list[dict[str, Any]]:
 PRODUCT = """
 import asyncio, sys, time
 import litellm
+from streams.litellm_logger import KafkaLogger
 
 ask = {"model": "openai/gpt-4o-mini", "messages": [{"role": "user", "content": "Is it raining?"}]}
 logger = KafkaLogger(sys.argv[1], sys.argv[2])
