@@ -12,7 +12,7 @@ from schemas.settings import Role
 
 SLACK = 1e-9  # USD; sums of many small floats
 CALLS_AHEAD = 16  # a claim covers about this many calls, so that no call waits for the broker
-SHARE_AHEAD = 0.1  # and no more of what is left than this part of our own share: it is lost to the day by a kill
+SHARE_AHEAD = 0.025  # and no more of what is left than this part of our own share: it is lost to the day by a kill
 
 
 class Call(NamedTuple):

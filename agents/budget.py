@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
 ASKED_S = 0.05  # until a claim has been answered, about
+LENT_S, LENT_FRESH_MS = 4.0, 15_000  # what a live worker does not use it gives back within some seconds
 PATIENT_S = 5.0  # a case waits so long in place even where other tasks could use its slot
 SAY_EVERY_S = 60.0
 ALL = ""  # in place of a role: all roles of a task together
@@ -167,8 +168,7 @@ class Budget:
         return blocked is not None
 
     def why_held(self, task: str, role: Role) -> Held | None:
-        """Returns why cases wait now, or did some seconds ago: caps per minute open and close within one."""
-        self.is_held(task, role)
+        """Returns why cases waited when last asked, some seconds ago at most: caps per minute open and close."""
         held = self._held.get((task, role))
         return held if held and self.clock() - held.seen_s < 10 else None
 
@@ -202,7 +202,7 @@ class Budget:
 
         What all writers claim up to there is at most the cap, or the excess is not ours to use: see streams.ledger.
         """
-        account.outstanding = None
+        account.outstanding, account.short = None, 0.0  # who still lacks something says so again
         over = 0.0
         for scope, cap in self.caps(account.task, account.role).items():
             over = max(over, self.book.claimed_usd(entry.day, entry.task, scope) - cap)
@@ -241,8 +241,11 @@ class Budget:
             account.short = 0.0
             scope = min(caps, key=lambda one: caps[one])
             whose = f"all roles of {task}" if scope == ALL else f"the {role} of {task}"
+            left = max(room + asked, 0.0)
+            why = f"{whose} may spend {caps[scope]:.6g} USD a day, of which {left:.6g} are left unclaimed"
+            if self._lent(account) > short - room - asked:
+                return Blocked(f"{why}; others give back what they do not use", LENT_S)
             left_s = (DAY_MS - self.now_ms() % DAY_MS) / 1000
-            why = f"{whose} may spend {caps[scope]:.6g} USD a day, of which {max(room + asked, 0.0):.6g} are left unclaimed"
             return Blocked(f"{why}; the next day begins at 00:00 UTC", left_s)
         if not self.kept:
             account.usable += short
@@ -250,6 +253,18 @@ class Budget:
         account.short = short
         self.wake()
         return Blocked(f"the {role} of {task} waits for the ledger to grant {short:.6g} USD", ASKED_S)
+
+    def _lent(self, account: Account) -> float:
+        """Returns USD that other workers and roles claim, have not spent and may soon give back."""
+        fresh_ms = self.now_ms() - LENT_FRESH_MS
+        return sum(
+            entry.claimed_usd - entry.spent_usd
+            for entry in self.book.entries.values()
+            if (entry.day, entry.task) == (account.day, account.task)
+            and (entry.role, entry.writer) != (account.role, self.writer)
+            and entry.at_ms > fresh_ms
+            and not entry.closed
+        )
 
     def _settle(self, account: Account, call: Call, spend: Spend | None, free: bool) -> None:
         account.settle(call, spend, free)
@@ -280,7 +295,7 @@ class Budget:
         """Says once that a role's cases wait, and once that they go on; caps of a minute once a minute."""
         key, now = (task, role), self.clock()
         before = self._held.get(key)
-        if blocked is None:
+        if blocked is None or blocked.wait_s == ASKED_S:  # a claim under way is no hold
             if before and now - before.seen_s > 10:
                 del self._held[key]
                 log.warning("%s of %s goes on after %.0f s", role, task, (self.now_ms() - before.since_ms) / 1000)
@@ -289,8 +304,6 @@ class Budget:
             self._held[key] = Held(blocked.why, since_ms, now)
             kind = "money" if "USD" in blocked.why else "minute"
             if now - self._said.get((*key, kind), float("-inf")) > (SAY_EVERY_S if kind == "minute" else 3600):
-                if "waits for the ledger" in blocked.why:
-                    return
                 self._said[*key, kind] = now
                 log.warning("%s of %s is held: %s. Its cases wait in Kafka", role, task, blocked.why)
 

@@ -262,6 +262,8 @@ def _difference(
     called: list[Charged], ended: list[Charged], ledger_usd: float, rows_usd: float, unknown_usd: float
 ) -> str:
     calls, rows_calls = sum(one.calls for one in called), sum(one.calls for one in ended)
+    if not calls and not rows_calls:
+        return "No model has been called for a case yet."
     told = f"The ledger has {calls} calls for {ledger_usd:.6g} USD, the rows of ended cases {rows_calls} for "
     told += f"{rows_usd:.6g} USD. "
     if rows_calls > calls:

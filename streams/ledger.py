@@ -13,7 +13,7 @@ worker may use. Why that keeps a cap:
 
 What follows:
 - kill -9: the entry stays. What was claimed and not spent counts as spent until the day ends: the calls under way and
-  at most a tenth of the worker's share of what was left, 16 calls at most. The next run has a key of its own.
+  at most 1/40 of the worker's share of what was left and 16 calls, by role. The next run has a key of its own.
 - rebalance: claims belong to workers, not to partitions; the share of the partitions that a worker holds says only
   how far ahead it may claim. A call cancelled because its partition went away counts with its whole estimate.
 - a worker stopped for hours and continued: it uses what it claimed, of the day that its clock says, and no more.
@@ -46,7 +46,7 @@ from streams.follow import Follower
 log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 5.0  # what was spent is told this often; a kill loses so much of the report, and nothing of a cap
-IDLE_S = 10.0  # then what is claimed and not used is given back
+IDLE_S = 3.0  # then what is claimed and not used is given back
 LOOK_EVERY_S = 1.0
 HELD_EVERY_S = 20.0  # that cases are still waiting is told again this often
 

@@ -119,10 +119,10 @@ def test_a_worker_has_its_part_of_a_limit_by_the_partitions_it_holds() -> None:
     budget.take_share("judge", 0.25)
     clock.now += 120
     assert sum(isinstance(budget.reserve("toy", "judge", CALL), Reservation) for _ in range(40)) == 10
+    assert budget.held("judge")
     held = budget.why_held("toy", "judge")
     assert held is not None
     assert held.why == "the judge of toy may use 40 requests a minute"
-    assert budget.held("judge")
     assert not budget.held("student")
 
 
@@ -290,6 +290,16 @@ def test_a_cap_holds_whatever_the_order_in_which_workers_write_read_call_and_die
         at_most = paid + possible + sum(reservation.call.usd for _, reservation in running)
         assert at_most <= 1.0 + 1e-6
     assert paid > 0.3
+
+
+def test_what_nobody_asks_for_any_more_is_not_claimed_again() -> None:
+    budget = budget_of(Caps(judge=Limits(usd_per_day=10.0)))[0]
+    topic = Topic(budget)
+    assert isinstance(budget.reserve("toy", "judge", CALL), Blocked)
+    for _ in range(20):
+        topic.write(budget)
+        topic.deliver(budget)
+    assert budget.account("toy", "judge").usable <= 0.02 * 18
 
 
 def test_an_answer_that_costs_more_than_expected_is_claimed_before_the_next_call() -> None:

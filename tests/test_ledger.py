@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -11,15 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from pipeline import STUB_TASK, toy_answer, wait_for
-from steps import put
+from pipeline import STUB_TASK, outcomes, processes, toy_answer, wait_for
+from steps import command_line, put
 from stub_models import StubModels
 
 from agents.account import Call
 from agents.budget import Blocked, Budget, Reservation
 from schemas.case import Case, Message, Source, Spend
+from schemas.errors import SettingsError
 from schemas.settings import Settings
 from schemas.topics import PROMPTS
+from streams.cost import cost_report, dearest_rows
 from streams.lag import LagReader
 from streams.ledger import Ledger, read_ledger
 from streams.supervisor import Supervisor
@@ -131,3 +134,37 @@ def test_what_was_spent_is_known_to_the_next_run_and_what_was_not_is_given_back(
     made = [asyncio.run(a_run()) for _ in range(4)]
     assert made == [2, 2, 2, 0]  # 0.09 spent, and the next might cost 0.02
     assert sum(entry.claimed_usd for entry in read_ledger(settings).entries.values()) == pytest.approx(0.09)
+
+
+def test_the_report_reconciles_what_was_called_with_what_the_rows_say(
+    make_settings: Make, models: StubModels, tmp_path: Path
+) -> None:
+    models.answer = toy_answer
+    settings = capped(make_settings, "logs-report", models.api_base, CAP.replace(str(CALL_USD * CALLS), "100.0"))
+    with processes(settings, tmp_path / "goldstream.toml", "worker", "sink") as supervisor:
+        supervisor.wait_ready()
+        put(settings, PROMPTS, *(prompt(n) for n in range(6)))
+        wait_for(lambda: len(outcomes(settings)) == 6, "all outcomes", supervisor)
+    asked = command_line(settings, tmp_path, "cost", "--by", "role", "--json")
+    assert asked.exit_code == 0, asked.output
+    report = json.loads(asked.output)
+    assert {row["name"]: (row["calls"], row["rows_calls"]) for row in report["rows"]} == {
+        "student": (6, 6),
+        "judge": (12, 12),
+        "refiner": (6, 6),
+        "strategist": (6, 6),
+    }
+    assert len(models.requests) == 30
+    assert report["ledger_usd"] == pytest.approx(report["rows_usd"]) == pytest.approx(30 * CALL_USD)
+    assert report["notes"] == [
+        "The ledger has 30 calls for 0.15 USD, the rows of ended cases 30 for 0.15 USD. They agree."
+    ]
+    assert report["gold"][0]["usd_a_row"] == pytest.approx(5 * CALL_USD)
+    by_round = cost_report(settings, "round").rows
+    assert [(row.name, row.calls) for row in by_round] == [("0", 12), ("1", 18)]
+    (dearest, *_) = dearest_rows(settings.gold, 3)
+    assert sum(charge["usd"] for charge in dearest["charges"]) == pytest.approx(dearest["usd"])
+    for by in ("task", "model", "day", "row"):
+        assert command_line(settings, tmp_path, "cost", "--by", by).exit_code == 0
+    refused = command_line(settings, tmp_path, "cost", "--since", "yesterday")
+    assert isinstance(refused.exception, SettingsError)
