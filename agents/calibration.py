@@ -7,8 +7,8 @@ four cells under Jeffreys' prior, so that full agreement on a few examples is no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ class Example(NamedTuple):
     answer: str
     passed: bool
     violated: frozenset[str] | None
+    record: Mapping[str, Any] | None = None  # what checks may compare with, as schemas.record has it
 
 
 class Share(msgspec.Struct, frozen=True):

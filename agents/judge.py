@@ -19,8 +19,10 @@ from agents.prompts import judge_messages, verdict_schema
 from agents.verdict import find_hinge, make_verdict, read_vote
 from agents.verifiers import load_functions, run_checks
 from agents.verifiers.python import load_verifier
+from agents.verifiers.reference import Record
 from schemas.case import Case, Message, Spend, Verdict, Violation
 from schemas.errors import BadAnswer, ModelError, SettingsError
+from schemas.record import case_record
 from schemas.settings import Model, Rubric, Settings
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
 async def judge(case: Case, settings: Settings, models: Models | None, *, deadline: float) -> Case:
     """Returns the case with a verdict on its last attempt. Raises ModelError as agents.models does."""
     last = case.attempts[-1]
-    verdict, spend = await judge_answer(settings, models, case.task, case.messages, last.text, deadline=deadline)
+    verdict, spend = await judge_answer(
+        settings, models, case.task, case.messages, last.text, deadline=deadline, record=case_record(case)
+    )
     judged = msgspec.structs.replace(last, verdict=verdict)
     return msgspec.structs.replace(case, attempts=(*case.attempts[:-1], judged), spend=case.spend.plus(spend))
 
@@ -44,16 +48,18 @@ async def judge_answer(
     answer: str,
     *,
     deadline: float,
+    record: Record = None,
 ) -> tuple[Verdict, Spend]:
     """Judges one answer by the task's rubric; returns the verdict and what it cost.
 
     1. programs: the verifier, and the checks
     2. models, where rules are left; not where the checks have failed the answer and rubric.ask_model says so
-    `models` may be None where no model is asked. Raises BadAnswer where too few votes can be read to decide.
+    `record` is what checks may compare with (schemas.record); `models` may be None where no model is asked. Raises
+    BadAnswer where too few votes can be read to decide.
     """
     rubric = settings.task(task).rubric
     # 1.
-    found, name = await ask_programs(rubric, messages, answer)
+    found, name = await ask_programs(rubric, messages, answer, record)
     by_programs = make_verdict(rubric, found, f"verifier:{name}", "programmatic")
     # 2.
     if not rubric.needs_model or (rubric.ask_model == "unless_failed" and not by_programs.passed):
@@ -70,14 +76,16 @@ def load_rubric(rubric: Rubric) -> None:
     load_functions(rubric.rules)
 
 
-async def ask_programs(rubric: Rubric, messages: Sequence[Message], answer: str) -> tuple[list[Violation], str]:
+async def ask_programs(
+    rubric: Rubric, messages: Sequence[Message], answer: str, record: Record = None
+) -> tuple[list[Violation], str]:
     """Returns the violations that the rubric's programs find, and the name they go by."""
     found: list[Violation] = []
     if rubric.verifier:
         checked = {rule.id for rule in rubric.rules if rule.check is not None}
         found = [v for v in load_verifier(rubric.verifier)(messages, answer) if v.rule not in checked]
     if any(rule.check is not None for rule in rubric.rules):  # in a thread: a hostile answer can keep a pattern busy
-        found += await asyncio.to_thread(run_checks, rubric.rules, messages, answer)
+        found += await asyncio.to_thread(run_checks, rubric.rules, messages, answer, record)
     return found, rubric.verifier or "checks"
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from agents.judge import judge_answer, load_rubric
 from agents.models import Models
 from agents.panel import seats
+from agents.verifiers.reference import Record
 from schemas.case import Message, Spend, Verdict
 from schemas.errors import ModelError
 from schemas.settings import Settings
@@ -22,6 +23,7 @@ class Item(NamedTuple):
 
     messages: Sequence[Message]
     answer: str
+    record: Record = None
 
 
 class Judged(NamedTuple):
@@ -78,7 +80,7 @@ async def judge_all(
             item = items[number]
             try:
                 verdict, spend = await judge_answer(
-                    settings, models, task, item.messages, item.answer, deadline=deadline
+                    settings, models, task, item.messages, item.answer, deadline=deadline, record=item.record
                 )
                 results[number] = Judged(verdict, "", spend)
                 judged, calls = True, calls + spend.calls

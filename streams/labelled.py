@@ -59,8 +59,11 @@ def read_example(record: Any, where: str, *, labelled: bool) -> Example:
         raise LabelError(f"{where}: passed is {passed!r}; expected true or false, what an expert says of the answer.")
     if violated is not None and not (isinstance(violated, list) and all(isinstance(rule, str) for rule in violated)):
         raise LabelError(f"{where}: violated is {violated!r}; expected a list of rule ids.")
+    known = record.get("record")
+    if known is not None and not isinstance(known, dict):
+        raise LabelError(f'{where}: record is {known!r}; expected an object such as {{"production_answer": "..."}}.')
     rules = None if violated is None else frozenset(violated)
-    return Example(where, messages, answer, bool(passed), rules)
+    return Example(where, messages, answer, bool(passed), rules, known)
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:

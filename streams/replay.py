@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,7 @@ from agents.judging import Item, Judged, judge_all, total_spend
 from schemas.case import Message, Spend, Verdict, Violation
 from schemas.errors import GoldError
 from schemas.outcomes import row_messages
+from schemas.record import RECORD_COLUMNS, row_record
 from schemas.settings import Rubric, Rule, Settings
 from schemas.settings.rubric_file import VERSION, kept_path, read_rubric
 from streams.gold import open_gold
@@ -38,6 +39,7 @@ class Stored(NamedTuple):
     rubric: str
     by: str  # programmatic, model or expert
     violations: tuple[Violation, ...]
+    record: dict[str, Any]
 
 
 class Flip(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +99,7 @@ def stored_attempts(settings: Settings, task: str, last: int, which: Which) -> l
     for row in rows:
         judged = [attempt for attempt in row["attempts"] if attempt["passed"] is not None]
         chosen = {"last": judged[-1:], "first": judged[:1], "all": judged}[which]
-        messages = row_messages(row)
+        messages, record = row_messages(row), row_record(row)
         for one in chosen:
             found.append(
                 Stored(
@@ -111,6 +113,7 @@ def stored_attempts(settings: Settings, task: str, last: int, which: Which) -> l
                     one["rubric"] or "unknown",
                     one["judge_kind"] or "unknown",
                     tuple(msgspec.convert(told, Violation) for told in one["violations"] or ()),
+                    record,
                 )
             )
     if not found:
@@ -138,7 +141,7 @@ async def replay(
     if programs_only:
         judged = await _by_programs(rubric, attempts, progress)
     else:
-        items = [Item(one.messages, one.text) for one in attempts]
+        items = [Item(one.messages, one.text, one.record) for one in attempts]
         judged = await judge_all(changed, task, items, at_once=at_once, max_calls=max_calls, progress=progress)
     older = older_rules(settings, task, {one.rubric for one in attempts})
     return compare(task, rubric, older, attempts, judged, time.monotonic() - started)
@@ -196,7 +199,7 @@ async def _by_programs(rubric: Rubric, attempts: Sequence[Stored], progress: Cal
     kept_rules = {rule.id: rule.severity for rule in rubric.model_rules}
     judged: list[Judged] = []
     for one in attempts:
-        found, name = await ask_programs(rubric, one.messages, one.text)
+        found, name = await ask_programs(rubric, one.messages, one.text, one.record)
         kept = [msgspec.structs.replace(v, severity=kept_rules[v.rule]) for v in one.violations if v.rule in kept_rules]
         verdict = make_verdict(rubric, [*found, *kept], f"verifier:{name}", "programmatic")
         judged.append(Judged(verdict, "", Spend()))
@@ -252,8 +255,8 @@ def _rules(violations: Sequence[Violation]) -> tuple[str, ...]:
     return tuple(sorted({violation.rule for violation in violations}))
 
 
-_CASES = """
-SELECT case_id, outcome, messages, attempts
+_CASES = f"""
+SELECT case_id, outcome, messages, attempts, {", ".join(RECORD_COLUMNS)}
 FROM outcomes
 WHERE task = ? AND outcome IN ('gold', 'unresolved', 'holdout')
   AND len(list_filter(attempts, lambda attempt: attempt.passed IS NOT NULL)) > 0

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from agents.completion import Completion
-from agents.judge import find_hinge, judge_answer, read_vote
+from agents.judge import find_hinge, judge, judge_answer, read_vote
 from agents.panel import decided
 from agents.prompts import judge_messages
-from schemas.case import Message, Spend, Verdict, Violation
+from schemas.case import Attempt, Case, Message, Source, Spend, Verdict, Violation
 from schemas.errors import BadAnswer, ModelUnavailable
 from schemas.settings import Model, Panel, Rubric, Rule, Scale, Settings, Task
-from schemas.settings.verifiers import LengthCheck
+from schemas.settings.verifiers import ExactCheck, LengthCheck, NumericCheck
 
 KIND = Rule(id="kind", text="Be kind.", severity="critical")
 CLEAR = Rule(id="clear", text="Be clear.", severity="minor")
@@ -109,6 +109,24 @@ def test_a_critical_rule_fails_an_answer_whatever_its_score() -> None:
     assert judged(rubric, judges=Judges(main=[told(("clear", "soon"))]))[0].passed
     lax = msgspec.structs.replace(rubric, critical_fails=False)
     assert judged(lax, judges=broken)[0].passed
+
+
+def test_an_answer_is_compared_with_what_its_record_told() -> None:
+    same = Rule(id="same", text="The total is right.", check=NumericCheck(record="feedback.total", tolerance=0.5))
+    short = Rule(id="said", text="As the product said.", check=ExactCheck(record="production_answer"))
+    settings = Settings(tasks={"toy": Task(topics=("logs",), rubric=Rubric(rules=(same, short)))})
+
+    def broken(text: str, **logged: Any) -> list[str]:
+        attempt = Attempt(round=0, source="student", text=text, model="m")
+        source = Source(cluster="c", topic="logs", partition=0, offset=0)
+        case = Case(case_id="a", task="toy", split="train", source=source, attempts=(attempt,), **logged)
+        done = asyncio.run(judge(case, settings, None, deadline=1e9))
+        assert done.attempts[-1].verdict is not None
+        return [violation.rule for violation in done.attempts[-1].verdict.violations]
+
+    assert broken("It is 41.7", production_answer="It is 41.7", feedback={"total": "42"}) == []
+    assert broken("It is 41.2", production_answer="It is 41.7", feedback={"total": 42}) == ["same", "said"]
+    assert broken("It is 41.2") == ["same", "said"], "without a record there is nothing to compare with: no pass"
 
 
 # Scales

@@ -20,12 +20,15 @@ from schemas.case import Attempt, Case, Verdict, Violation
 from schemas.errors import GoldError, SettingsError
 from schemas.gold import SEAL, landing_folder, read_chain, read_outcomes
 from schemas.outcomes import OUTCOME_SCHEMA
+from schemas.record import case_record
 from schemas.settings import Model, Rubric, Rule, Settings, Task
 from schemas.settings.rubric_file import keep_rubric, kept_path, read_rubric, rubric_toml
-from schemas.settings.verifiers import JsonCheck, LengthCheck
+from schemas.settings.verifiers import ExactCheck, JsonCheck, LengthCheck
 from streams.gold import query
 from streams.replay import Replay, replay, stored_attempts
 from streams.rubrics import keep_rubrics, known_rubrics, rubric_text
+from trainer.gate import task_judge
+from trainer.holdout import holdout_cases
 
 POLITE = Rule(id="polite", text="Be polite.", check=None)
 OLD = Rubric(verifier="judges:verify", rules=(POLITE, Rule(id="true", text="Be true.")))
@@ -88,6 +91,24 @@ def test_rows_that_would_flip_are_named_with_the_rules_that_did_it(tmp_path: Pat
     assert found.rubric_before == {OLD.version(): 4}
     assert found.spend.calls == 0
     assert before == sorted(path.stat().st_mtime_ns for path in settings.gold.rglob("*.parquet"))
+
+
+def test_the_record_of_a_row_is_that_of_its_case(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    told = {"production_answer": "no", "feedback": {"stars": 4}, "params": {"temperature": 0.5}}
+    logged = msgspec.structs.replace(case(1, "holdout", attempt("yes please")), split="holdout", **told)
+    land(settings.gold, [logged])
+    (stored,) = stored_attempts(settings, "toy", 1, "last")
+    (held_out,) = holdout_cases(settings.gold, "toy")
+    assert stored.record == held_out.record == case_record(logged)
+    assert {name: stored.record[name] for name in told} == told
+    rubric = Rubric(rules=(Rule(id="as-logged", text="As logged.", check=ExactCheck(record="production_answer")),))
+    assert replayed(settings, rubric).passed_to_failed == 1
+    gate_judge = task_judge(settings_for(tmp_path, rubric), "toy")
+    deciding = [asyncio.run(told_by) for told_by in (  # type: ignore[arg-type]
+        gate_judge(held_out.messages, "no", held_out.record), gate_judge(held_out.messages, "no"),
+    )]  # fmt: skip
+    assert [verdict.passed for verdict in deciding] == [True, False]
 
 
 def test_the_newest_cases_are_taken_and_of_each_the_attempts_asked_for(tmp_path: Path) -> None:

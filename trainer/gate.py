@@ -24,8 +24,15 @@ from trainer.paired import compare, decide
 JUDGED_AT_ONCE = 16
 
 Judge = Callable[[Sequence[Message], str], Awaitable[Verdict]]
+Record = Mapping[str, Any] | None  # what checks may compare with: schemas.record
 Side = tuple[str, bool]  # version ("" for the base), thinking
 AnswerCache = dict[Side, dict[str, str]]  # side -> case id -> answer
+
+
+class TaskJudge(Protocol):
+    """A task's own judge: a Judge that can look into the record too."""
+
+    def __call__(self, messages: Sequence[Message], answer: str, record: Record = None) -> Awaitable[Verdict]: ...
 
 
 class _Generation(Protocol):
@@ -190,13 +197,13 @@ def choose_examples(
     return [*paired, *rest, *failed][:limit]
 
 
-def task_judge(settings: Settings, task: str, models: Any = None) -> Judge:
+def task_judge(settings: Settings, task: str, models: Any = None) -> TaskJudge:
     """Returns the judge of a task as production judges it; without a verifier it needs agents.models.Models."""
     from agents.judge import judge_answer  # trainer/ imports without the agents' dependencies
 
-    async def judge(messages: Sequence[Message], answer: str) -> Verdict:
+    async def judge(messages: Sequence[Message], answer: str, record: Record = None) -> Verdict:
         deadline = asyncio.get_running_loop().time() + settings.worker.event_deadline_s
-        verdict, _ = await judge_answer(settings, models, task, messages, answer, deadline=deadline)
+        verdict, _ = await judge_answer(settings, models, task, messages, answer, deadline=deadline, record=record)
         return verdict
 
     return judge
@@ -249,19 +256,20 @@ async def _judge_all(
 ) -> dict[Side, dict[str, Verdict]]:
     """Returns side -> case id -> verdict, without the cases that have no answer or cannot be judged."""
     models = None
-    if judge is None:
-        if not settings.task(task).rubric.verifier:
-            from agents.models import Models
+    if judge is None and settings.task(task).rubric.needs_model:
+        from agents.models import Models
 
-            models = Models(settings)
-        judge = task_judge(settings, task, models)
+        models = Models(settings)
+    own = task_judge(settings, task, models)
     verdicts: dict[Side, dict[str, Verdict]] = {side: {} for side in answers}
     at_once = asyncio.Semaphore(JUDGED_AT_ONCE)
 
     async def one(side: Side, case: HoldoutCase) -> None:
         async with at_once:
+            text = answers[side][case.case_id]
             with suppress(ModelError):
-                verdicts[side][case.case_id] = await judge(case.messages, answers[side][case.case_id])
+                told = judge(case.messages, text) if judge else own(case.messages, text, case.record)
+                verdicts[side][case.case_id] = await told
 
     try:
         await asyncio.gather(*(one(side, case) for side in answers for case in cases if case.case_id in answers[side]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ from schemas.case import Message
 from schemas.errors import AdapterError
 from schemas.gold import read_outcomes
 from schemas.outcomes import row_messages
+from schemas.record import RECORD_COLUMNS, row_record
 from trainer.registry import replace_file
 
 HOLDOUT = "holdout.json"
@@ -27,13 +28,14 @@ class HoldoutCase(NamedTuple):
 
     case_id: str
     messages: list[Message]
+    record: dict[str, Any] | None = None  # what checks of the rubric may compare with
 
 
 def holdout_cases(gold: Path, task: str) -> list[HoldoutCase]:
     """Returns every holdout case of a task."""
-    rows = read_outcomes(gold, ("case_id", "outcome", "split", "messages"), task=task)
+    rows = read_outcomes(gold, ("case_id", "outcome", "split", "messages", *RECORD_COLUMNS), task=task)
     rows = rows.filter(pc.and_(pc.equal(rows["outcome"], "holdout"), pc.equal(rows["split"], "holdout")))
-    return [HoldoutCase(row["case_id"], row_messages(row)) for row in rows.to_pylist()]
+    return [HoldoutCase(row["case_id"], row_messages(row), row_record(row)) for row in rows.to_pylist()]
 
 
 def freeze_holdout(registry: Path, task: str, cases: Sequence[HoldoutCase], limit: int) -> list[HoldoutCase]:

@@ -13,7 +13,7 @@ from agents.verifiers.json_schema import check_json
 from agents.verifiers.length import check_length
 from agents.verifiers.patterns import check_patterns
 from agents.verifiers.python import call, load_verifier
-from agents.verifiers.reference import check_exact, check_numeric
+from agents.verifiers.reference import Record, check_exact, check_numeric
 from agents.verifiers.sections import check_sections
 from agents.verifiers.source import check_source
 from schemas.case import Message, Violation
@@ -34,7 +34,9 @@ MOST_PER_RULE = 8  # violations told; who repairs the answer learns no more from
 _LONGEST = 300  # characters of a quote or a reason
 
 
-def run_checks(rules: Sequence[Rule], messages: Sequence[Message], answer: str) -> list[Violation]:
+def run_checks(
+    rules: Sequence[Rule], messages: Sequence[Message], answer: str, record: Record = None
+) -> list[Violation]:
     """Returns the violations of the rules that have a check, in the rules' order; each quotes the answer where it can.
 
     Blocks: call it in a thread. Raises SettingsError for a function that cannot be loaded.
@@ -43,11 +45,11 @@ def run_checks(rules: Sequence[Rule], messages: Sequence[Message], answer: str) 
         Violation(rule.id, rule.severity, hinge[:_LONGEST], why[:_LONGEST], fix[:_LONGEST] or rule.text)
         for rule in rules
         if rule.check is not None
-        for hinge, why, fix in find(rule.check, messages, answer)[:MOST_PER_RULE]
+        for hinge, why, fix in find(rule.check, messages, answer, record)[:MOST_PER_RULE]
     ]
 
 
-def find(check: Check, messages: Sequence[Message], answer: str) -> list[Finding]:
+def find(check: Check, messages: Sequence[Message], answer: str, record: Record = None) -> list[Finding]:
     """Returns what one check objects to."""
     match check:
         case JsonCheck():
@@ -57,9 +59,9 @@ def find(check: Check, messages: Sequence[Message], answer: str) -> list[Finding
         case LengthCheck():
             return check_length(check, answer)
         case ExactCheck():
-            return check_exact(check, messages, answer)
+            return check_exact(check, messages, answer, record)
         case NumericCheck():
-            return check_numeric(check, messages, answer)
+            return check_numeric(check, messages, answer, record)
         case SectionsCheck():
             return check_sections(check, answer)
         case SourceCheck():

@@ -99,10 +99,12 @@ def _check_check(check: Check, where: str) -> None:
         case LengthCheck():
             _check_limits(check, where)
         case ExactCheck() | NumericCheck():
-            if (check.value is None) == (not check.prompt_pattern):
+            if (check.value is not None) + bool(check.prompt_pattern) + bool(check.record) != 1:
                 raise SettingsError(
-                    f"{where}: expected either value or prompt_pattern, which says what the answer is compared with."
+                    f"{where}: expected one of value, prompt_pattern and record, which says what the answer is "
+                    "compared with."
                 )
+            _check_expression(check.record, where)
             for pattern in (check.prompt_pattern, check.answer_pattern):
                 _check_pattern(pattern, where)
         case PythonCheck():
@@ -174,6 +176,18 @@ def _check_pattern(pattern: str, where: str) -> None:
         raise SettingsError(
             f"{where}: {pattern!r} is no regular expression: {error}. In TOML, write patterns in 'single quotes'."
         ) from None
+
+
+def _check_expression(expression: str, where: str) -> None:
+    if not expression:
+        return
+    import jmespath
+    from jmespath.exceptions import JMESPathError
+
+    try:
+        jmespath.compile(expression)
+    except JMESPathError as error:
+        raise SettingsError(f"{where}: record {expression!r} is no JMESPath expression: {error}") from None
 
 
 def _check_limits(check: LengthCheck, where: str) -> None:

@@ -49,6 +49,7 @@ class ExactCheck(Section, frozen=True, tag_field="kind", tag="exact"):
 
     value: str | None = None  # the reference itself
     prompt_pattern: str = ""  # or where the prompt states it: group 1, else the whole match; the last match counts
+    record: str = ""  # or a JMESPath expression on what the log record told besides: schemas.record
     answer_pattern: str = ""  # default: the whole answer
     ignore_case: bool = False
     ignore_space: bool = True  # white space at the ends never counts; this is about that between words
@@ -59,6 +60,7 @@ class NumericCheck(Section, frozen=True, tag_field="kind", tag="numeric"):
 
     value: float | None = None
     prompt_pattern: str = ""
+    record: str = ""
     answer_pattern: str = ""  # default: the last number of the answer
     tolerance: NotNegative = 0.0
     relative_tolerance: NotNegative = 0.0  # of the reference; the wider of both holds

@@ -53,7 +53,7 @@ def judge_test(settings: Settings, file: Path, task: str | None, as_json: bool) 
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise LabelError(f"{file}: not one JSON object ({error})") from None
     one = read_example(record, str(file), labelled=False)
-    (found,) = asyncio.run(judge_all(settings, task, [Item(one.messages, one.answer)]))
+    (found,) = asyncio.run(judge_all(settings, task, [Item(one.messages, one.answer, one.record)]))
     if found.verdict is None:
         raise click.ClickException(f"no verdict: {found.error}")
     if as_json:
@@ -104,7 +104,7 @@ def judge_calibrate(
 
     task = one_task(settings, task)
     examples = read_examples(file, settings.task(task).rubric, limit)
-    items = [Item(one.messages, one.answer) for one in examples]
+    items = [Item(one.messages, one.answer, one.record) for one in examples]
     with _progress(settings, task, len(items)) as bar:
         judged = asyncio.run(
             judge_all(settings, task, items, at_once=at_once, max_calls=max_calls, progress=lambda done: bar.update(1))
