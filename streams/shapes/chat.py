@@ -17,6 +17,7 @@ from streams.shapes.values import arguments, kind, parsed, text
 
 REDACTED = "redacted-by-litellm"
 _TRUNCATED = "litellm_truncated"
+_MARK = "litellm"  # in both
 
 # Tuples where what is looked up may be of any type; a set would raise for an array.
 _PLAIN = ("user", "assistant", "system", "developer")
@@ -40,21 +41,22 @@ def read_messages(raw: Any, where: str = "messages") -> tuple[Message, ...]:
     if not raw:
         raise RecordError("no_messages", f"`{where}` is empty")
     messages: list[Message] = []
+    asked = False
     for item in raw:
         if item.__class__ is not dict:
             raise RecordError("wrong_type", f"one of `{where}` is {kind(item)}, expected an object")
-        content = item.get("content")
-        if content.__class__ is str and len(item) == 2 and item.get("role") in _PLAIN:
-            messages.append(Message(item["role"], content))
+        content, role = item.get("content"), item.get("role")
+        if content.__class__ is str and len(item) == 2 and role in _PLAIN:
+            if _MARK in content:
+                check_text(content, where)
+            messages.append(Message(role, content))
+            asked = asked or (role == "user" and not content.isspace() and content != "")
         else:
-            messages += _message(item, where)
-    asked = False
-    for message in messages:
-        content = message.content
-        if content.__class__ is str:
-            check_text(content, where)
-        if not asked and message.role == "user" and (content if content.__class__ is str else message.text()).strip():
-            asked = True
+            for message in _message(item, where):
+                if message.content.__class__ is str:
+                    check_text(message.content, where)
+                messages.append(message)
+                asked = asked or (message.role == "user" and message.text().strip() != "")
     if not asked:
         raise RecordError("no_messages", f"no message of the user in `{where}` holds any text")
     return tuple(messages)
@@ -62,8 +64,17 @@ def read_messages(raw: Any, where: str = "messages") -> tuple[Message, ...]:
 
 def read_completion(raw: Any, where: str) -> tuple[Message, ...]:
     """Returns an answer: an assistant's message, a text, or an array of either; nothing where there is none."""
-    if raw is None or raw == "" or raw == [] or raw == {}:
+    if not raw:
         return ()
+    if (
+        raw.__class__ is dict
+        and (content := raw.get("content")).__class__ is str
+        and not (raw.get("tool_calls") or raw.get("function_call"))
+        and raw.get("role", "assistant") == "assistant"
+    ):
+        if _MARK in content:
+            check_text(content, where)
+        return (Message("assistant", _spoken(content)),)
     if isinstance(raw, str):
         check_text(raw, where)
         return (Message("assistant", _spoken(raw)),)
@@ -92,7 +103,9 @@ def asked_and_answered(messages: tuple[Message, ...]) -> tuple[tuple[Message, ..
 
 def check_text(content: str, where: str) -> None:
     """Raises RecordError for a text that its logger has redacted or cut."""
-    if len(content) == len(REDACTED) and content == REDACTED:
+    if _MARK not in content:
+        return
+    if content == REDACTED:
         raise RecordError("redacted", f"`{where}` is redacted by LiteLLM; turn_off_message_logging takes it out")
     if _TRUNCATED in content and "skipped" in content:
         raise RecordError("truncated", f"`{where}` is cut by LiteLLM")

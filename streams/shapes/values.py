@@ -79,6 +79,8 @@ def amount(value: Any) -> float | None:
 
 def time_ms(value: Any) -> int:
     """Returns a time as ms since 1970, from s, ms, us or ns since then or ISO 8601; 0 for what is none."""
+    if value.__class__ is int and 0 < value < _YEAR_3000_S:
+        return int(value) * 1000
     if isinstance(value, str):
         if not value or len(value) > 40:
             return 0
