@@ -158,7 +158,7 @@ def admitted(settings: Settings, count: int) -> list[Case]:
 
 
 def test_reading_begins_at_the_latest_and_goes_on_where_it_was(make_settings: Callable[..., Settings]) -> None:
-    topic = "logs-latest"
+    topic = "logs-begins"
     toml = STUB_TASK.format(topic=topic, api_base="x").replace('start_at = "earliest"', 'start_at = "latest"')
     settings = make_settings(toml)
     create_topics(settings)
