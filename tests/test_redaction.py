@@ -117,6 +117,12 @@ def test_arguments_of_a_tool_stay_json_where_a_bare_number_is_a_card() -> None:
     assert msgspec.json.decode(arguments) == {"card": "<CARD_1>", "cents": 1200}
 
 
+def test_seeds_and_limits_are_no_cards() -> None:
+    numbers = {"seed": 4111111111111111, "maximum": 4111111111111111}
+    found = REDACTOR.redact(case("jo@x.example", params=numbers, tools=({"function": numbers},)))
+    assert (found.params, found.tools) == (numbers, ({"function": numbers},))
+
+
 def test_placeholders_the_product_wrote_itself_are_never_given_to_another_value() -> None:
     assert redacted("<EMAIL_1> and <EMAIL_2> wrote to jo@x.example") == "<EMAIL_1> and <EMAIL_2> wrote to <EMAIL_3>"
 

@@ -49,10 +49,10 @@ class Redactor:
 
         messages = tuple(_message(message, text) for message in case.messages)
         answer = text(case.production_answer) if case.production_answer else case.production_answer
-        tools = tuple(_values(tool, text) for tool in case.tools)
+        tools = tuple(_values(tool, text, numbers=False) for tool in case.tools)
         calls = tuple(_values(call, text) for call in case.production_tool_calls)
         feedback = _values(case.feedback, text) if case.feedback else case.feedback
-        params = _values(case.params, text) if case.params else case.params
+        params = _values(case.params, text, numbers=False) if case.params else case.params
         if not given.names:
             return case
         return msgspec.structs.replace(
@@ -148,15 +148,18 @@ def _message(message: Message, text: Callable[[str], str]) -> Message:
     )
 
 
-def _values(value: Any, text: Callable[[str], str]) -> Any:
-    """Returns a value with its texts redacted; keys and identifiers stay. JSON in a text stays JSON."""
+def _values(value: Any, text: Callable[[str], str], numbers: bool = True) -> Any:
+    """Returns a value with its texts redacted; keys and identifiers stay. JSON in a text stays JSON.
+
+    `numbers` is for data, where a number can be a card; in a schema or a setting it is a limit or a seed.
+    """
     if isinstance(value, str):
         return _json_text(value, text) if value[:1] in "{[" else text(value)
     if isinstance(value, dict):
-        return {key: item if key in _IDENTIFIERS else _values(item, text) for key, item in value.items()}
+        return {key: item if key in _IDENTIFIERS else _values(item, text, numbers) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_values(item, text) for item in value]
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 10**11:
+        return [_values(item, text, numbers) for item in value]
+    if numbers and isinstance(value, int) and not isinstance(value, bool) and value >= 10**11:
         redacted = text(str(value))
         return value if redacted == str(value) else redacted
     return value
