@@ -109,10 +109,17 @@ class _Bench:
         self._spend = Spend()
 
     async def verdict(self) -> tuple[Verdict, Spend]:
-        """Asks as many judges as it takes; raises the error of one that is missing for a decision."""
+        """Asks as many judges as it takes; raises the error of one that is missing for a decision, with all it cost."""
+        try:
+            return await self._decided(), self._spend
+        except ModelError as error:
+            error.spend = self._spend
+            raise
+
+    async def _decided(self) -> Verdict:
         asked = seats(self._judge, self._panel)
         if len(asked) == 1:
-            return await self._vote(asked[0]), self._spend
+            return await self._vote(asked[0])
         at_once = first_asked(self._panel, len(asked))
         votes: list[Verdict] = []
         errors: list[ModelError] = []
@@ -127,10 +134,10 @@ class _Bench:
                     votes.append(one)
             verdict = decided(votes, len(asked), self._panel)
             if verdict is not None:
-                return verdict, self._spend
+                return verdict
         if self._panel.decide == "escalate" and votes:
             last = await self._vote(self._panel.tie_break)
-            return merged([last], [last, *votes]), self._spend
+            return merged([last], [last, *votes])
         raise next((error for error in errors if error.transient), errors[0])
 
     async def _vote(self, model: Model) -> Verdict:
@@ -150,7 +157,8 @@ class _Bench:
                 )
                 self._spend = self._spend.plus(completion.spend())
                 told = read_vote(completion.text, self._rubric, self._answer)
-            except BadAnswer:
+            except BadAnswer as error:
+                self._spend = self._spend.plus(error.spend or Spend())  # of an empty answer
                 if is_last:
                     raise
                 continue

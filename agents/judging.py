@@ -85,8 +85,9 @@ async def judge_all(
                 results[number] = Judged(verdict, "", spend)
                 judged, calls = True, calls + spend.calls
             except ModelError as error:
-                results[number] = Judged(None, f"{error.reason}: {error}", Spend())
-                calls, failures = calls + most, failures + 1
+                spend = error.spend or Spend()
+                results[number] = Judged(None, f"{error.reason}: {error}", spend)
+                calls, failures = calls + max(1, spend.calls), failures + 1
                 if not judged and failures >= HOPELESS:
                     hopeless = error
             finally:
@@ -105,7 +106,7 @@ async def judge_all(
 
 
 def total_spend(judged: Sequence[Judged]) -> Spend:
-    """Returns what all of it cost; calls that gave no readable verdict are not in it."""
+    """Returns what all of it cost."""
     total = Spend()
     for one in judged:
         total = total.plus(one.spend)

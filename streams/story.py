@@ -67,7 +67,11 @@ def tell(found: dict[str, Any]) -> list[str]:
         if verdict.get("passed") is None:
             continue
         judged = "passed" if verdict["passed"] else "failed"
-        lines.append(f"  {judged}, {verdict['score']:g} of {verdict['max_score']:g}, judged by {verdict['judge']}")
+        votes, agreement = verdict.get("votes") or 1, verdict.get("agreement")
+        agreed = f" ({votes} votes, {1.0 if agreement is None else agreement:.0%} of them so)" if votes > 1 else ""
+        lines.append(
+            f"  {judged}, {verdict['score']:g} of {verdict['max_score']:g}, judged by {verdict['judge']}{agreed}"
+        )
         for violation in verdict.get("violations") or []:
             quote = f' at "{violation["hinge"]}"' if violation.get("hinge") else ""
             lines.append(

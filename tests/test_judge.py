@@ -178,8 +178,9 @@ def test_a_verdict_that_cannot_be_read_is_asked_for_once_more_and_paid_twice() -
     assert (spend.calls, spend.cost_usd) == (2, 0.5)
     empty = Judges(main=[BadAnswer("empty"), PASS])
     assert judged(Rubric(rules=(KIND,)), judges=empty)[0].passed
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadAnswer) as caught:
         judged(Rubric(rules=(KIND,)), judges=Judges(main=["It looks fine to me."]))
+    assert caught.value.spend.calls == 2
 
 
 def test_a_comma_too_many_is_mended() -> None:
