@@ -112,7 +112,7 @@ def share(count: int, of: int) -> Share:
     return Share(value, max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2)), of)
 
 
-def kappa(cells: Sequence[int]) -> float | None:
+def kappa(cells: Sequence[float]) -> float | None:
     """Returns kappa of (both passed, only the judge, only the expert, both failed).
 
     None where one of the two never varies: then chance alone agrees as well.

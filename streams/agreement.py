@@ -8,15 +8,13 @@ were looked up by their id outside the sample are counted, and left out of the e
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
 
+from agents.calibration import kappa, share
 from schemas.settings import Settings
 from streams.gold import open_gold
-
-_Z = 1.96  # 95 %
 
 
 class Kind(msgspec.Struct, kw_only=True):
@@ -27,8 +25,8 @@ class Kind(msgspec.Struct, kw_only=True):
     reviewed: int  # at random
     agreed: int  # of these
     agreement: float | None
-    low: float | None  # of the 95 % interval (Wilson)
-    high: float | None
+    low: float  # of the 95 % interval (Wilson)
+    high: float
 
 
 class RuleAgreement(msgspec.Struct, kw_only=True):
@@ -116,33 +114,21 @@ def tell_agreement(found: Agreement) -> list[str]:
     return [*lines, *found.notes]
 
 
-def wilson(agreed: int, of: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share (Wilson 1927)."""
-    share, z2 = agreed / of, _Z * _Z / of
-    middle, half = share + z2 / 2, _Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of))
-    return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
-
-
-def kappa(both: float, first_only: float, second_only: float, neither: float) -> float | None:
-    """Returns Cohen's kappa of a table of two yes-or-no opinions; None where chance alone gives full agreement."""
-    total = both + first_only + second_only + neither
-    if not total:
-        return None
-    agreed = (both + neither) / total
-    first, second = (both + first_only) / total, (both + second_only) / total
-    by_chance = first * second + (1 - first) * (1 - second)
-    return None if by_chance >= 1 else (agreed - by_chance) / (1 - by_chance)
-
-
 def _kind(judged: bool, found: list[dict[str, Any]], drawn: list[dict[str, Any]]) -> Kind:
     cases = sum(one["cases"] for one in found if one["judged"] is judged)
     looked = [one for one in drawn if one["judged"] is judged]
     reviewed = sum(one["cases"] for one in looked)
     agreed = sum(one["cases"] for one in looked if (one["review"] == "accept") is judged)
-    low, high = wilson(agreed, reviewed) if reviewed else (None, None)
-    share = agreed / reviewed if reviewed else None
-    name = "passed" if judged else "failed"
-    return Kind(judge=name, cases=cases, reviewed=reviewed, agreed=agreed, agreement=share, low=low, high=high)
+    found_share = share(agreed, reviewed)
+    return Kind(
+        judge="passed" if judged else "failed",
+        cases=cases,
+        reviewed=reviewed,
+        agreed=agreed,
+        agreement=found_share.value,
+        low=found_share.low,
+        high=found_share.high,
+    )
 
 
 def _weighed(kinds: list[Kind], name: str) -> float:
@@ -155,7 +141,7 @@ def _whole_kappa(kinds: list[Kind]) -> float | None:
     passed, failed = kinds
     yes = (passed.agreement or 0.0) * passed.cases
     no = (failed.agreement or 0.0) * failed.cases
-    return kappa(yes, passed.cases - yes, failed.cases - no, no)
+    return kappa((yes, passed.cases - yes, failed.cases - no, no))
 
 
 def _by_rule(named: list[dict[str, Any]]) -> list[RuleAgreement]:
@@ -177,7 +163,7 @@ def _by_rule(named: list[dict[str, Any]]) -> list[RuleAgreement]:
                 expert_only=expert_only,
                 neither=neither,
                 agreement=(both + neither) / total,
-                kappa=kappa(both, judge_only, expert_only, neither),
+                kappa=kappa((both, judge_only, expert_only, neither)),
             )
         )
     return found

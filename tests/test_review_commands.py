@@ -13,11 +13,12 @@ from judged_cases import FAILED, PASSED, rows, toy
 from rich.console import Console
 from steps import Make, command_line, put, sink_all, start
 
+from agents.calibration import kappa
 from agents.expert import Decision, decided_case
 from schemas.errors import ReviewError, SettingsError
 from schemas.settings import Settings, Task
 from streams import review
-from streams.agreement import agreement, kappa, tell_agreement, wilson
+from streams.agreement import agreement, tell_agreement
 from streams.review import list_queue
 from streams.reviewing import Session
 
@@ -144,7 +145,7 @@ def test_agreement_is_weighed_by_how_many_of_each_kind_there_are(tmp_path: Path)
     assert [(kind.cases, kind.reviewed, kind.agreed) for kind in found.kinds] == [(80, 10, 8), (20, 5, 4)]
     assert found.agreement == pytest.approx(0.8 * 0.8 + 0.2 * 0.8)
     yes, no = 0.8 * 80, 0.8 * 20
-    assert found.kappa == pytest.approx(kappa(yes, 80 - yes, 20 - no, no))
+    assert found.kappa == pytest.approx(kappa((yes, 80 - yes, 20 - no, no)))
     assert (found.decisions, found.not_drawn, found.reviewers) == (16, 1, {"ann": 16})
     (polite,) = found.rules
     assert (polite.both, polite.judge_only, polite.expert_only, polite.neither) == (1, 1, 0, 8)
@@ -164,11 +165,3 @@ def test_nothing_is_estimated_from_a_kind_nobody_looked_at(tmp_path: Path) -> No
 def decided(case: Any, decision: Any, sampled: bool = True, rules: tuple[str, ...] = ()) -> Any:
     made = Decision(decision=decision, by="ann", text="right", reason="so", rules=rules)
     return decided_case(case, made, 1_790_000_100_000, sampled)
-
-
-def test_the_figures_are_the_known_ones() -> None:
-    assert kappa(20, 5, 10, 15) == pytest.approx(0.4)  # the textbooks' example
-    assert kappa(5, 0, 0, 5) == 1
-    assert kappa(10, 0, 0, 0) is None
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert wilson(0, 5)[0] == 0

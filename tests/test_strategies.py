@@ -25,6 +25,7 @@ from schemas.errors import SettingsError
 from schemas.settings import Rubric, Rule, Settings, Strategies, Task
 from schemas.strategies import Merge, Proposal, Rewording, StrategyRecord
 from streams.gold import query
+from streams.rewording import apply_library
 from streams.strategies import SharedLibrary, list_strategies, merge_strategies, read_library, reword_strategy
 from streams.supervisor import Supervisor
 from streams.topics import create_topics
@@ -286,6 +287,35 @@ def test_strategies_are_listed_merged_and_reworded(make_settings: Make, tmp_path
     refused = command_line(settings, tmp_path, "strategies", "reword", KIND.id)
     assert isinstance(refused.exception, SettingsError)
     assert "KIND" not in command_line(settings, tmp_path, "strategies", "list").output
+
+
+def test_rows_written_before_a_merge_take_the_name_and_words_of_today_once(make_settings: Make, tmp_path: Path) -> None:
+    settings = start(make_settings, "logs-apply")
+    polite = failed_case("polite")
+    words = [(KIND.mistake, KIND.guardrail), ("Was long.", "Be brief."), ("Was odd.", "Known to nobody.")]
+    in_a_worker(settings, [(polite, Strategy(*words[0]))], threading.Barrier(1))
+    in_a_worker(settings, [(failed_case("short"), Strategy(*words[1]))], threading.Barrier(1))
+    rows = [
+        ended(n, task="toy", strategy=Strategy(*text, "m", strategy_id("toy", *text))) for n, text in enumerate(words)
+    ]
+    telling = ended(7, task="toy", strategy=rows[1].strategy, attempts=polite.attempts)
+    put(settings, "outcomes", *rows, telling)
+    sink_all(settings)
+    assert apply_library(settings) == [], "all is as it should be"
+    merge_strategies(settings, "toy", strategy_id("toy", *words[1]), KIND.id, "ann")
+    reword_strategy(settings, "toy", KIND.id, "", "Give the answer in full words, kindly.", "ann")
+    assert apply_library(settings, "toy", dry_run=True) == [("toy", KIND.id, 3)]
+    result = command_line(settings, tmp_path, "strategies", "apply")
+    assert "3 rows written anew" in result.output
+    sink_all(settings)
+    found = query(settings.gold, "select case_id, epoch, strategy_id, strategy_guardrail from gold order by 1")[1]
+    assert found == [
+        ("req-0", 1, KIND.id, "Give the answer in full words, kindly."),
+        ("req-1", 1, KIND.id, "Give the answer in full words, kindly."),
+        ("req-2", 0, strategy_id("toy", *words[2]), "Known to nobody."),
+        ("req-7", 1, KIND.id, "Be brief."),  # today's words hold this row's answer
+    ]
+    assert apply_library(settings) == []
 
 
 def test_two_real_workers_fill_the_gold_set_with_one_name_per_rule(

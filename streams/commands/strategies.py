@@ -42,7 +42,8 @@ def strategies_list(settings: Settings, task: str | None, as_json: bool) -> None
     print_table(columns, rows, as_json=False)
     older = sum(used.wordings > 1 for used in found)
     if older:
-        click.echo(f"{older} of them stand in older rows in other words; rows are trained on in the words they hold")
+        also = "`goldstream strategies apply` writes them anew"
+        click.echo(f"{older} of them stand in older rows in other words, which are trained on; {also}")
 
 
 @strategies.command("merge")
@@ -56,7 +57,7 @@ def strategies_merge(settings: Settings, name: str, into: str, task: str | None,
     from streams.strategies import merge_strategies
 
     merge_strategies(settings, one_task(settings, task), name, into, reviewer(by))
-    click.echo(f"{name} is now another name of {into}; rows written before keep their words")
+    click.echo(f"{name} is now another name of {into}; earlier rows follow with: goldstream strategies apply")
 
 
 @strategies.command("reword")
@@ -76,7 +77,25 @@ def strategies_reword(
     if not mistake.strip() and not guardrail.strip():
         raise SettingsError("say the new words with --mistake, --guardrail or both.")
     reword_strategy(settings, one_task(settings, task), name, mistake, guardrail, reviewer(by))
-    click.echo(f"{name} has new words; rows written before keep theirs")
+    click.echo(f"{name} has new words; earlier rows follow with: goldstream strategies apply")
+
+
+@strategies.command("apply")
+@click.option("--task", help="One task's rows; default all.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written and write nothing.")
+@as_json
+@with_settings
+def strategies_apply(settings: Settings, task: str | None, dry_run: bool, as_json: bool) -> None:
+    """Write earlier rows anew in the names and words that strategies have today; they count as new to the trainer."""
+    from schemas.tables import print_table
+    from streams.rewording import Applied, apply_library
+
+    if task is not None:
+        settings.task(task)
+    done = apply_library(settings, task, dry_run)
+    print_table(Applied._fields, done, as_json=as_json)
+    if not as_json:
+        click.echo(f"{sum(one.cases for one in done)} rows {'would be written' if dry_run else 'written'} anew")
 
 
 def _few(names: list[str]) -> str:
