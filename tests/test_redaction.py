@@ -117,6 +117,16 @@ def test_arguments_of_a_tool_stay_json_where_a_bare_number_is_a_card() -> None:
     assert msgspec.json.decode(arguments) == {"card": "<CARD_1>", "cents": 1200}
 
 
+def test_an_answer_in_json_stays_json_and_its_keys_say_what_a_number_is() -> None:
+    answer = '{"phone": "5550143", "id": 20261121, "cards": [4111111111111111]}'
+    found = REDACTOR.redact(case("{not json, tel 5550143", production_answer=answer))
+    decoded = msgspec.json.decode(found.production_answer or "")
+    assert (decoded["phone"], decoded["cards"]) == ("<PHONE_1>", ["<CARD_1>"])
+    assert found.prompt() == "{not json, tel <PHONE_1>"
+    kept = REDACTOR.redact(case("q", production_answer='{"phone": "5550143", "id": 20261121}')).production_answer
+    assert kept == '{"phone": "<PHONE_1>", "id": 20261121}'
+
+
 def test_seeds_and_limits_are_no_cards() -> None:
     numbers = {"seed": 4111111111111111, "maximum": 4111111111111111}
     found = REDACTOR.redact(case("jo@x.example", params=numbers, tools=({"function": numbers},)))

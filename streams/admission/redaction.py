@@ -48,7 +48,7 @@ class Redactor:
             return self._text(value, given)
 
         messages = tuple(_message(message, text) for message in case.messages)
-        answer = text(case.production_answer) if case.production_answer else case.production_answer
+        answer = _values(case.production_answer, text)
         tools = tuple(_values(tool, text, numbers=False) for tool in case.tools)
         calls = tuple(_values(call, text) for call in case.production_tool_calls)
         feedback = _values(case.feedback, text) if case.feedback else case.feedback
@@ -141,7 +141,7 @@ def _replaced(text: str, spans: Sequence[Span], given: _Placeholders) -> str:
 
 def _message(message: Message, text: Callable[[str], str]) -> Message:
     if isinstance(message.content, str) and not message.tool_calls:
-        content = text(message.content)
+        content = _values(message.content, text)
         return message if content == message.content else msgspec.structs.replace(message, content=content)
     return msgspec.structs.replace(
         message, content=_values(message.content, text), tool_calls=_values(message.tool_calls, text)
@@ -166,10 +166,22 @@ def _values(value: Any, text: Callable[[str], str], numbers: bool = True) -> Any
 
 
 def _json_text(value: str, text: Callable[[str], str]) -> str:
-    """Redacts inside the arguments of a tool call: a placeholder in the place of a bare number would break them."""
+    """Redacts JSON in a text and keeps it JSON, which a placeholder in the place of a bare number is not."""
+    redacted = text(value)
+    if redacted == value or _is_json(redacted):
+        return redacted
     try:
-        before = msgspec.json.decode(value)
+        whole = msgspec.json.decode(value)
     except (msgspec.DecodeError, RecursionError):
-        return text(value)
-    after = _values(before, text)
-    return value if after == before else msgspec.json.encode(after).decode()
+        return redacted
+    by_values = msgspec.json.encode(_values(whole, text)).decode()
+    once_more = text(by_values)  # a key can say what the text beside it is
+    return once_more if _is_json(once_more) else by_values
+
+
+def _is_json(value: str) -> bool:
+    try:
+        msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
