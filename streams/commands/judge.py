@@ -1,4 +1,4 @@
-"""Judging outside the stream: judge calibrate, judge test, judge rubrics; replay under another rubric."""
+"""Judging outside the stream: judge calibrate, judge test, judge rubrics."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from agents.judging import Judged
     from schemas.case import Spend, Violation
     from schemas.settings import Rubric, Settings
-    from streams.replay import Replay
 
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 at_once = click.option(
     "--at-once", default=8, show_default=True, type=click.IntRange(min=1), help="Judged in parallel."
 )
@@ -64,14 +63,14 @@ def judge_test(settings: Settings, file: Path, task: str | None, as_json: bool) 
     click.echo(
         f"{'passed' if verdict.passed else 'FAILED'} with {verdict.score:g} of {verdict.max_score:g}, pass mark "
         f"{rubric.mark:g}{default}; by {verdict.judge}, {verdict.votes} vote(s), {verdict.agreement:.0%} agree, "
-        f"{verdict.misquoted} made-up quote(s); rubric {verdict.rubric}; {_cost(found.spend)}"
+        f"{verdict.misquoted} made-up quote(s); rubric {verdict.rubric}; {told_cost(found.spend)}"
     )
     if verdict.violations:
         print_table(["rule", "severity", "where", "why", "fix"], _told(verdict.violations), as_json=False)
 
 
 @judge.command("calibrate")
-@click.argument("file", type=_FILE)
+@click.argument("file", type=FILE)
 @click.option("--task", help="Whose judge; needed where there are several.")
 @click.option("--limit", type=click.IntRange(min=1), help="The first so many examples only.")
 @click.option("--good", default=0.6, show_default=True, type=click.FloatRange(0, 1), help="The kappa that is enough.")
@@ -105,7 +104,7 @@ def judge_calibrate(
     task = one_task(settings, task)
     examples = read_examples(file, settings.task(task).rubric, limit)
     items = [Item(one.messages, one.answer, one.record) for one in examples]
-    with _progress(settings, task, len(items)) as bar:
+    with progress_bar(settings, task, len(items)) as bar:
         judged = asyncio.run(
             judge_all(settings, task, items, at_once=at_once, max_calls=max_calls, progress=lambda done: bar.update(1))
         )
@@ -163,76 +162,7 @@ def judge_rubrics(settings: Settings, version: str | None, as_json: bool) -> Non
     print_table(columns, rows, as_json=as_json)
 
 
-@click.command()
-@click.option("--rubric", "file", type=_FILE, help="A rubric in TOML. Default: the one set now, over older verdicts.")
-@click.option("--last", default=1000, show_default=True, type=click.IntRange(min=1), help="Cases, the newest first.")
-@click.option("--task", help="Needed where there are several.")
-@click.option(
-    "--attempts",
-    "which",
-    type=click.Choice(["last", "first", "all"]),
-    default="last",
-    show_default=True,
-    help="Of each case: the attempt that decided it, the student's own, or every one.",
-)
-@click.option("--programs-only", is_flag=True, help="Call no model; what a model had found of the rules stands.")
-@click.option("--show", default=20, show_default=True, type=click.IntRange(min=0), help="Flips to print.")
-@at_once
-@max_calls
-@as_json
-@with_settings
-def replay(
-    settings: Settings,
-    file: Path | None,
-    last: int,
-    task: str | None,
-    which: Any,
-    programs_only: bool,
-    show: int,
-    at_once: int,
-    max_calls: int,
-    as_json: bool,
-) -> None:
-    """Judge stored attempts again under another rubric, and show which rows would flip. Writes nothing."""
-    import asyncio
-
-    from schemas.settings.rubric_file import read_rubric
-    from streams import replay as replaying
-
-    task = one_task(settings, task)
-    rubric = settings.task(task).rubric if file is None else read_rubric(file)
-    _check_judge(settings, task, rubric, programs_only)
-    stored = replaying.stored_attempts(settings, task, last, which)
-    with _progress(settings, task, len(stored), rubric, programs_only) as bar:
-        found = asyncio.run(
-            replaying.replay(
-                settings,
-                task,
-                rubric,
-                stored,
-                at_once=at_once,
-                max_calls=max_calls,
-                programs_only=programs_only,
-                progress=lambda done: bar.update(1),
-            )
-        )
-    if as_json:
-        print_json(found)
-    else:
-        _print_replay(found, show)
-
-
-def _check_judge(settings: Settings, task: str, rubric: Rubric, programs_only: bool) -> None:
-    from schemas.errors import SettingsError
-
-    if rubric.needs_model and not settings.task(task).judge.model and not programs_only:
-        raise SettingsError(
-            f"rules {', '.join(rule.id for rule in rubric.model_rules)} need a model, but tasks.{task}.judge.model is "
-            "not set. Set it (--set works too), give the rules a check, or use --programs-only."
-        )
-
-
-def _progress(
+def progress_bar(
     settings: Settings, task: str, count: int, rubric: Rubric | None = None, programs_only: bool = False
 ) -> Any:
     """Returns a progress bar on standard error that says who judges."""
@@ -273,8 +203,8 @@ def _print_calibration(found: Any, spend: Spend, errors: dict[str, int]) -> None
             for one in found.rules
         ]
         print_table(columns, rows=rules, as_json=False, title="Who found which rule broken")
-    _print_errors(errors)
-    click.echo(_cost(spend))
+    print_errors(errors)
+    click.echo(told_cost(spend))
 
 
 def _print_differing(differing: Any, count: int) -> None:
@@ -295,38 +225,7 @@ def _print_differing(differing: Any, count: int) -> None:
     print_table(columns, rows, as_json=False, title=f"Where they differ ({len(rows)} of {count})")
 
 
-def _print_replay(found: Replay, show: int) -> None:
-    from schemas.tables import print_table
-
-    before = ", ".join(f"{version} ({count})" for version, count in found.rubric_before.items())
-    click.echo(f"task {found.task}: {found.attempts} attempts judged by {before}, now by {found.rubric_after}")
-    print_table(
-        ["", "passes now", "fails now"],
-        [
-            ["passed before", found.still_passed, found.passed_to_failed],
-            ["failed before", found.failed_to_passed, found.still_failed],
-        ],
-        as_json=False,
-    )
-    columns = ["rule", "broken before", "broken now", "", "newly failed", "newly passed"]
-    rows = [[r.rule, r.before, r.after, r.change, r.newly_failed, r.newly_passed] for r in found.rules]
-    print_table(columns, rows, as_json=False, title="By rule, attempts")
-    if found.flips and show:
-        rows = [
-            [f.case_id, f.outcome, f.round, f.now, f"{f.score_before:.2f} -> {f.score_after:.2f}",
-             ", ".join(f.rules_before), ", ".join(f.rules_after), f.violations[0].hinge if f.violations else ""]
-            for f in found.flips[:show]
-        ]  # fmt: skip
-        columns = ["case", "outcome", "round", "now", "score", "broke", "breaks", "where"]
-        print_table(columns, rows, as_json=False, title=f"Flips ({len(rows)} of {len(found.flips)})")
-    _print_errors(found.unjudged)
-    flips = found.passed_to_failed + found.failed_to_passed
-    score = "" if found.score_before is None else f"; mean score {found.score_before:.3f} -> {found.score_after:.3f}"
-    share = f" ({flips / found.judged:.1%})" if found.judged else ""
-    click.echo(f"{flips} of {found.judged} would flip{share}{score}; {_cost(found.spend)}; {found.seconds:.1f} s")
-
-
-def _print_errors(errors: dict[str, int]) -> None:
+def print_errors(errors: dict[str, int]) -> None:
     for reason, count in errors.items():
         click.echo(f"{count} could not be judged: {reason}")
 
@@ -337,7 +236,7 @@ def _errors(judged: list[Judged]) -> dict[str, int]:
     return dict(Counter(one.error[:200] for one in judged if one.verdict is None).most_common())
 
 
-def _cost(spend: Spend) -> str:
+def told_cost(spend: Spend) -> str:
     if not spend.calls:
         return "no model was called"
     price = f"{spend.cost_usd:.4f} USD" if spend.cost_usd else "no price is known for them"
@@ -352,4 +251,4 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-COMMANDS = (judge, replay)
+COMMANDS = (judge,)
