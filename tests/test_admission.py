@@ -73,6 +73,16 @@ def test_the_first_task_whose_rules_fit_takes_a_record(tmp_path: Path) -> None:
     assert taken(settings, record(model="gpt-5", metadata={"session_id": "ax"})) == ("broken", "")
 
 
+@pytest.mark.parametrize("levels", [400, 600, 900])
+def test_a_tool_nested_hundreds_of_levels_deep_is_a_dead_letter_and_no_crash(tmp_path: Path, levels: int) -> None:
+    schema = json.loads('{"a":' * levels + '"jo@x.example"' + "}" * levels)
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    settings = loaded(tmp_path, tasks(a='where = "tools"'))
+    task, reason = taken(settings, record(tools=[tool]))
+    assert (task, reason) in {("a", ""), ("a", "too_deep")}
+    assert levels < 500 or reason == "too_deep"
+
+
 @pytest.mark.parametrize(
     ("toml", "says"),
     [

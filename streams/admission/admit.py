@@ -56,7 +56,11 @@ class Admission:
             if isinstance(one.record, RecordError):
                 cases.append(_unread(value, place, task, one.record))
             else:
-                cases.append(self._admit_one(value or b"", one.record, place))
+                try:
+                    cases.append(self._admit_one(value or b"", one.record, place))
+                except RecursionError:
+                    error = RecordError("too_deep", "its tools, parts or arguments are nested hundreds of levels deep")
+                    cases.append(_unread(value, place, task, error))
         return cases
 
     def _admit_one(self, value: bytes, record: Record, source: Source) -> Case:
