@@ -152,6 +152,16 @@ def test_spans_are_numbered_among_all_spans_of_the_message(reader: Reader) -> No
     assert (first.source, first.prompt_tokens) == ("scribe-api", 212)
 
 
+def test_one_text_of_another_vendor_is_plain_and_parts_of_chat_completions_stay_parts(reader: Reader) -> None:
+    for name in ("otlp-genai.json", "openai-responses-tools.json", "otlp-numbered.json"):
+        record = reader.read(*sample(name), "logs")[0].record
+        assert isinstance(record, Record)
+        assert all(isinstance(message.content, str) for message in record.messages if not message.tool_calls)
+    parts = [{"type": "text", "text": "a", "cache_control": {}}, {"type": "text", "text": "b"}]
+    record = read_one(reader, {"messages": [{"role": "user", "content": parts}]})
+    assert record.messages[0].content == [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
+
 def test_a_broken_span_does_not_take_its_neighbours_along(reader: Reader) -> None:
     export = json.loads(sample("otlp-genai.json")[0])
     spans = export["resourceSpans"][0]["scopeSpans"][0]["spans"]

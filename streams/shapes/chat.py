@@ -118,16 +118,25 @@ def _message(item: dict[str, Any], where: str) -> list[Message]:
         raise RecordError("wrong_type", f"`{where}[].role` is {kind(role)}, expected text")
     role = _ROLES.get(role, role)
     content = item.get("content")
+    if content is None and (parts := item.get("parts")).__class__ is list and len(parts) == 1 and len(item) <= 3:
+        (part,) = parts  # OTLP's usual message: one text
+        if part.__class__ is dict and part.get("type") == "text" and part.get("content").__class__ is str:
+            check_text(part["content"], where)
+            return [Message(role, part["content"])]
     calls = _calls(item, where)
     results: list[Message] = []
     if content is None and role == "assistant" and isinstance(item.get("refusal"), str):
         content = item["refusal"]
     if isinstance(content, dict):
         content = [content]
+    ours = True  # an array of parts that chat completions know too, and that stays one
     if content is None and isinstance(item.get("parts"), list):
-        content = item["parts"]
+        content, ours = item["parts"], False
     if isinstance(content, list):
+        ours = ours and not any(isinstance(part, dict) and part.get("type") in _TEXT[1:] for part in content)
         content = _parts(content, where, calls, results)
+        if not ours and content and len(content) == 1:
+            content = content[0]["text"]
     elif content is not None and not isinstance(content, str):
         raise RecordError("wrong_type", f"`{where}[].content` is {kind(content)}, expected text or an array of parts")
     name, call_id = item.get("name"), item.get("tool_call_id")

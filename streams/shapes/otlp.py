@@ -77,21 +77,30 @@ def attributes_of(raw: Any) -> Attributes:
 
 
 def _plain(value: Any, depth: int) -> Any:
+    """Returns OTLP's AnyValue as a plain value; int64 comes as text."""
     if value.__class__ is not dict:
         return None
     if depth > _MAX_DEPTH:
         raise RecordError("too_deep", "an attribute is nested too deeply")
-    for name, held in value.items():
-        if name == "intValue":
-            return int(held) if isinstance(held, str) and held.lstrip("-").isdecimal() and len(held) < 21 else held
-        if name in ("stringValue", "doubleValue", "boolValue", "bytesValue"):
-            return held
-        if name == "arrayValue":
-            return [_plain(one, depth + 1) for one in _objects(obj(held).get("values") or [], "arrayValue")]
-        if name == "kvlistValue":
-            pairs = _objects(obj(held).get("values") or [], "kvlistValue")
-            return {one["key"]: _plain(one.get("value"), depth + 1) for one in pairs if isinstance(one.get("key"), str)}
-    return None
+    if "stringValue" in value:
+        return value["stringValue"]
+    if "intValue" in value:
+        held = value["intValue"]
+        return int(held) if isinstance(held, str) and held.lstrip("-").isdecimal() and len(held) < 21 else held
+    if "kvlistValue" in value:
+        return _table(value["kvlistValue"], depth + 1)
+    if "arrayValue" in value:
+        return [_plain(one, depth + 1) for one in _objects(obj(value["arrayValue"]).get("values") or [], "arrayValue")]
+    return next((value[name] for name in ("doubleValue", "boolValue", "bytesValue") if name in value), None)
+
+
+def _table(raw: Any, depth: int) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for pair in _objects(obj(raw).get("values") or [], "kvlistValue"):
+        key = pair.get("key")
+        if key.__class__ is str:
+            table[key] = _plain(pair.get("value"), depth)
+    return table
 
 
 def _convention(attributes: Attributes) -> str:

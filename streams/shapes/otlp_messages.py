@@ -7,6 +7,7 @@ numbered `llm.input_messages`; `input.value`; and the events that the GenAI conv
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from schemas.case import Message
@@ -104,23 +105,40 @@ def _instructions(attributes: Attributes) -> list[dict[str, Any]]:
     raw = parsed(attributes.get("gen_ai.system_instructions"))
     if not raw:
         return []
-    return [{"role": "system", "content": raw if isinstance(raw, str | list) else [raw]}]
+    if isinstance(raw, str):
+        return [{"role": "system", "content": raw}]
+    return [{"role": "system", "parts": raw if isinstance(raw, list) else [raw]}]
 
 
 def numbered_groups(attributes: Attributes) -> Groups:
     """Returns attributes such as gen_ai.prompt.0.role as objects, by prefix and number."""
     groups: Groups = {}
     for name, value in attributes.items():
-        if name.startswith(_PREFIXES):
-            prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
-            number, _, rest = name[len(prefix) :].partition(".")
-            if rest and number.isdecimal() and len(number) < 6:
-                held = groups.setdefault(prefix, {}).setdefault(int(number), {})
-                if "." in rest:
-                    _put(held, rest.split("."), value)
-                else:
-                    held[rest] = value
+        place = _place(name)
+        if place is not None:
+            prefix, number, path = place
+            group = groups.get(prefix)
+            if group is None:
+                group = groups[prefix] = {}
+            held = group.get(number)
+            if held is None:
+                held = group[number] = {}
+            if len(path) == 1:
+                held[path[0]] = value
+            else:
+                _put(held, path, value)
     return groups
+
+
+@lru_cache(maxsize=4096)  # every span has the same names
+def _place(name: str) -> tuple[str, int, tuple[str, ...]] | None:
+    if not name.startswith(_PREFIXES):
+        return None
+    prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+    number, _, rest = name[len(prefix) :].partition(".")
+    if not rest or not number.isdecimal() or len(number) > 5:
+        return None
+    return prefix, int(number), tuple(rest.split("."))
 
 
 def _numbered(groups: Groups, prefix: str) -> list[dict[str, Any]]:
@@ -128,7 +146,7 @@ def _numbered(groups: Groups, prefix: str) -> list[dict[str, Any]]:
     return [group[number] for number in sorted(group)]
 
 
-def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
+def _put(table: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1][:16]:
         inner = table.get(name)
         if not isinstance(inner, dict):

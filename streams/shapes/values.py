@@ -33,8 +33,11 @@ def text(value: Any) -> str:
 def first(*values: Any) -> str:
     """Returns the first value that is an id or a name."""
     for value in values:
-        if value and (found := text(value)):
-            return found
+        if value:
+            if value.__class__ is str:
+                return value
+            if value.__class__ is int:
+                return str(value)
     return ""
 
 
