@@ -22,6 +22,7 @@ from pipeline import STUB_TASK, openai_record, outcomes, processes, produce, toy
 from stub_models import StubModels
 
 from agents.models import Models
+from agents.student import attempt
 from schemas.adapters import AdapterRecord
 from schemas.errors import BrokerError, SettingsError
 from schemas.kafka import client_options, tls_context
@@ -30,7 +31,7 @@ from streams.broker import SecureListener, broker_status, find_java, start_broke
 from streams.clients import make_admin, make_consumer, make_producer
 from streams.supervisor import Supervisor
 from streams.topics import create_topics, ensure_source_topic
-from streams.worker import _AGENTS, _build
+from streams.worker import _build
 from trainer.rollout import KafkaRecords
 
 USER, PASSWORD, VARIABLE = "goldstream-test", "s3cret-canary-pw", "GOLDSTREAM_TEST_PASSWORD"
@@ -137,7 +138,7 @@ def test_faust_opens_no_web_server(make_secure: Callable[..., Settings], models:
     settings = make_secure(STUB_TASK.format(topic="secure-logs", api_base=models.api_base))
 
     async def built() -> list[Any]:
-        return [_build(role, settings, Models(settings), "cluster", _AGENTS[role])[0] for role in ROLES]
+        return [_build(role, settings, Models(settings), "cluster", attempt)[0] for role in ROLES]
 
     for app in asyncio.run(built()):
         assert app.conf.web_enabled is False
