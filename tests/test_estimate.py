@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ended_cases import ended, land
 from pipeline import openai_record, produce
-from steps import Make, command_line, start
+from steps import Make, command_line, start, take_in
 
 from agents.prices import Price
 from schemas.case import Case, Message, Source
@@ -99,6 +99,16 @@ def test_it_counts_a_topic_and_leaves_no_trace(make_settings: Make, tmp_path: Pa
     with LagReader(settings) as lag:
         assert {row.committed for row in lag.read() if row.group == "intake"} == {-1}
     assert not list(settings.state.rglob("*.bin"))
+
+
+def test_what_intake_has_read_is_not_to_read_again(make_settings: Make) -> None:
+    settings = start(make_settings, "logs-goes-on")
+    produce(settings, "logs-goes-on", [openai_record(f"q {n}") for n in range(4)])
+    take_in(settings)
+    produce(settings, "logs-goes-on", [openai_record(f"q {n}") for n in range(3)])
+    found = estimate(settings)
+    assert (found.start, found.topics[0].to_read) == ("where intake is", 3)
+    assert estimate(settings, start="earliest").topics[0].to_read == 7
 
 
 def test_finished_cases_make_it_a_number(make_settings: Make) -> None:

@@ -28,6 +28,7 @@ from streams.admission.minhash import Remembered, signature
 from streams.admission.near_duplicates import compared_text
 from streams.admission.quota import DAY_MS
 from streams.gold import open_gold
+from streams.lag import LagReader
 from streams.lookup import Range, make_reader, read_scattered
 from streams.positions import start_offsets
 from streams.topics import cluster_id
@@ -84,11 +85,12 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def estimate(settings: Settings, task: str | None = None, start: str | None = None, sample: int = 500) -> Estimate:
-    """Returns what reading from `start`, the settings' own by default, would come to, for one task or all.
+    """Returns what reading from `start` would come to, for one task or all.
 
+    By default a partition is read from where intake is, and one that it never read from where the settings say.
     Raises SettingsError for a start that is none or a topic that does not exist, BrokerError where no Kafka answers.
     """
-    start = start or settings.intake.start_at
+    asked, start = start, start or settings.intake.start_at
     now_ms = time.time_ns() // 1_000_000
     try:
         begin = parse_start(start, now_ms)
@@ -105,14 +107,16 @@ def estimate(settings: Settings, task: str | None = None, start: str | None = No
     try:
         cluster = cluster_id(settings)
         with closing(make_reader(settings)) as reader:
+            positions = {} if asked else _positions(settings)
             for name in names:
-                found = _look(reader, name, begin, now_ms, sample)
+                found = _look(reader, name, begin, positions, now_ms, sample)
                 cases[name] = [one for record in found.sample for one in _admitted(admission, record, cluster)]
                 topics.append(found.records)
                 days[name] = found.days
     except KafkaError as error:
         raise BrokerError(f"the topics cannot be read: {error!r}. `goldstream doctor`, then try again.") from error
     chosen = [task] if task else list(settings.tasks)
+    start = "where intake is" if positions else start
     return Estimate(start, topics, [_of_task(settings, name, topics, cases, days) for name in chosen])
 
 
@@ -122,14 +126,28 @@ class _Looked(msgspec.Struct):
     days: int  # of the calendar, that the records to read span
 
 
-def _look(reader: Any, topic: str, begin: Literal["latest", "earliest"] | int, now_ms: int, sample: int) -> _Looked:
+def _positions(settings: Settings) -> dict[Any, int]:
+    """Returns the positions intake has committed."""
+    with LagReader(settings) as lag:
+        rows = [row for row in lag.read() if row.group == "intake" and row.committed >= 0]
+    return {TopicPartition(row.topic, row.partition): row.committed for row in rows}
+
+
+def _look(
+    reader: Any,
+    topic: str,
+    begin: Literal["latest", "earliest"] | int,
+    positions: dict[Any, int],
+    now_ms: int,
+    sample: int,
+) -> _Looked:
     """Counts a topic's records and reads some from places all over what would be read, or over the last day."""
     tps = [TopicPartition(topic, number) for number in sorted(reader.partitions_for_topic(topic) or ())]
     if not tps:
         raise SettingsError(f"topic {topic} does not exist. Does kafka.bootstrap_servers name the right cluster?")
     firsts, starts = start_offsets(reader, tps, "earliest"), start_offsets(reader, tps, begin)
     yesterday, ends = start_offsets(reader, tps, now_ms - DAY_MS), start_offsets(reader, tps, "latest")
-    starts = {tp: max(offset, firsts[tp]) for tp, offset in starts.items()}
+    starts = {tp: min(max(positions.get(tp, offset), firsts[tp]), ends[tp]) for tp, offset in starts.items()}
     to_read, last_day = (sum(ends[tp] - one[tp] for tp in tps) for one in (starts, yesterday))
     since = starts if to_read else yesterday if last_day else firsts
     ranges = {tp: (since[tp], ends[tp]) for tp in tps if since[tp] < ends[tp]}
