@@ -20,7 +20,7 @@ import os
 import random
 import time
 import traceback
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from schemas.errors import ModelError, ModelTimeout, RecordError, WriteRefused
 from schemas.faults import crash_point
 from schemas.settings import Role, Settings
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, REFINE, retry_topic
+from streams.pending import Entry, Queue
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +93,8 @@ class Stage:
         self._outage_s = outage_s
         self._one_by_one = one_by_one  # each case asks for its share of a budget before the next is taken
         self._slots = asyncio.Semaphore(settings.worker.cases_in_flight)
-        self._queues: dict[Any, _Queue] = {}
-        self._running: dict[tuple[Any, int], _Entry] = {}
+        self._queues: dict[Any, Queue] = {}
+        self._running: dict[tuple[Any, int], Entry] = {}
         self._pending = 0  # entries in all queues
         self._pending_limit = PENDING_PER_SLOT * settings.worker.cases_in_flight
         self._refused = 0  # cases whose successor the broker refuses
@@ -174,7 +175,7 @@ class Stage:
         queue = self._queues.get(tp)
         if queue is None or queue.generation != message.generation_id:
             self._forget(tp)
-            queue = self._queues[tp] = _Queue(message.generation_id)
+            queue = self._queues[tp] = Queue(message.generation_id)
         entry = self._running.get((tp, offset))
         if entry is not None:
             # Still being worked on since before the rebalance: one call is enough.
@@ -183,7 +184,7 @@ class Stage:
             entry.event = event
         else:
             self.counts["taken"] += 1
-            entry = self._running[tp, offset] = _Entry(event, tp, offset)
+            entry = self._running[tp, offset] = Entry(event, tp, offset)
             entry.task = asyncio.create_task(self._work(entry, event.value))
         queue.entries.append(entry)
         self._pending += 1
@@ -193,7 +194,7 @@ class Stage:
         if queue is not None:
             self._pending -= len(queue.entries)
 
-    async def _work(self, entry: _Entry, value: bytes | None) -> None:
+    async def _work(self, entry: Entry, value: bytes | None) -> None:
         """Makes an event's successor, produces it, and acknowledges what is done.
 
         1. decode and handle, within the event's deadline
@@ -231,7 +232,7 @@ class Stage:
             entries.popleft().event.ack()
             self._pending -= 1
 
-    async def _next_hop(self, entry: _Entry, value: bytes | None) -> tuple[Case | None, Hop]:
+    async def _next_hop(self, entry: Entry, value: bytes | None) -> tuple[Case | None, Hop]:
         """Returns the case as it came, None for what is none, and where it goes."""
         try:
             case = decode_case(value)
@@ -288,7 +289,7 @@ class Stage:
     def _ended(self, case: Case, kind: Any, reason: str = "", detail: str = "") -> Case:
         return case.ended(kind, self.role, now_ms(), reason, detail)
 
-    def _undecodable(self, entry: _Entry, error: RecordError) -> Case:
+    def _undecodable(self, entry: Entry, error: RecordError) -> Case:
         source = Source(cluster=self._cluster, topic=entry.tp.topic, partition=entry.tp.partition, offset=entry.offset)
         case = Case(case_id=coordinates_id(source), task="", split="train", source=source, created_ms=now_ms())
         return self._ended(case, "dead", error.reason, error.detail)
@@ -353,29 +354,6 @@ class Stage:
             error,
             remedy,
         )
-
-
-class _Entry:
-    """An event being worked on."""
-
-    __slots__ = ("done", "event", "offset", "task", "tp")
-
-    def __init__(self, event: Any, tp: Any, offset: int) -> None:
-        self.event = event
-        self.tp = tp
-        self.offset = offset
-        self.done = False
-        self.task: asyncio.Task[None] | None = None
-
-
-class _Queue:
-    """Events of one partition in offset order, all read under one assignment generation."""
-
-    __slots__ = ("entries", "generation")
-
-    def __init__(self, generation: int | None) -> None:
-        self.generation = generation
-        self.entries: deque[_Entry] = deque()
 
 
 def next_hop(role: Role, case: Case, settings: Settings) -> Hop:

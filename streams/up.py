@@ -10,7 +10,7 @@ import click
 
 from schemas.errors import BrokerError
 from schemas.kafka import LOCAL, bootstrap_servers
-from schemas.settings import Settings
+from schemas.settings import ROLES, Settings
 from streams.broker import start_broker, stop_broker
 from streams.lag import LagReader
 from streams.supervisor import Supervisor
@@ -21,6 +21,10 @@ STATUS_EVERY_S = 10.0
 
 def run_up(settings: Settings, processes: Sequence[str], options: Sequence[str], stop: threading.Event) -> None:
     """Runs `processes` until `stop` is set, restarting those that die, and prints how far each stage is behind."""
+    if any(task.budget.caps_money(role) for task in settings.tasks.values() for role in ROLES):
+        from agents.prices import check_prices  # may import LiteLLM, for seconds
+
+        check_prices(settings)  # else every worker would end with it, again and again
     local = settings.kafka.bootstrap_servers == LOCAL
     if local:
         click.echo("starting the local Kafka (its jars come through Maven the first time) ...")
