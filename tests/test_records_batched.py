@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import msgspec
+from kafka import KafkaProducer
 from pipeline import openai_record, produce
 from steps import Make, cases_on, sink_all, start, take_in
 from test_shapes import sample
 
+from schemas.kafka import client_options
 from schemas.settings import Mapping, Settings
 from streams.audit import audit
 from streams.dlq import redrive
@@ -43,6 +45,17 @@ def test_what_a_message_holds_travels_with_each_case(make_settings: Make) -> Non
     assert third.production_tool_calls[0]["function"]["name"] == "look_up_drug"
     assert (third.production_answer, third.production_finish) == (None, "tool_calls")
     assert balanced(settings, 3)
+
+
+def test_headers_reach_the_reader(make_settings: Make) -> None:
+    settings = start(make_settings, "logs-headers")
+    value, headers = sample("cloudevents-binary.kcat.jsonl")
+    producer = KafkaProducer(**client_options(settings), acks="all")
+    producer.send("logs-headers", value=value, headers=list(headers)).get(timeout=30)
+    producer.close(timeout=5)
+    take_in(settings)
+    (case,) = cases_on(settings, "prompts")
+    assert (case.shape, case.trace_id) == ("cloudevents/openai-chat", "4bf92f3577b34da6a3ce929d0e0e4736")
 
 
 def test_a_letter_of_a_whole_message_can_become_several_cases(make_settings: Make) -> None:

@@ -25,6 +25,7 @@ from streams.intake import run_intake
 from streams.lag import LagReader
 from streams.reader import Reader
 from streams.records import Record
+from streams.shapes.schema_registry import Registry
 from streams.topics import create_topics, ensure_source_topic
 
 MESSAGE = {"type": "record", "name": "Message", "fields": [{"name": n, "type": "string"} for n in ("role", "content")]}
@@ -119,6 +120,19 @@ def test_an_unknown_schema_is_a_reason_and_is_not_asked_for_again_at_once(regist
     assert [ids(reader, framed(6, avro())) for _ in range(3)] == [["unknown_schema"]] * 3
     assert registry.asked == ["/schemas/ids/6"]
     assert ids(reader_of(), framed(6, avro())) == ["unknown_schema"]
+
+
+def test_an_unknown_schema_is_asked_for_again_after_a_while(registry: StubRegistry) -> None:
+    now = [0.0]
+    known = Registry(SchemaRegistry(url=registry.url), clock=lambda: now[0])
+    for seconds in (0.0, 29.0, 31.0):
+        now[0] = seconds
+        with pytest.raises(RecordError, match="unknown_schema"):
+            known.decode("6", avro())
+    assert len(registry.asked) == 2
+    registry.answers["/schemas/ids/6"] = schema(CALL)
+    now[0] = 90.0
+    assert known.decode("6", avro())["id"] == "a-1"
 
 
 def test_a_schema_of_several_files_is_put_together(registry: StubRegistry) -> None:

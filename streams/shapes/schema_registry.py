@@ -27,6 +27,7 @@ from schemas.settings import SchemaRegistry
 ID_HEADER = "__value_schema_id"
 _MAX_REFERENCES = 8  # deep
 _UNKNOWN_S = 30.0  # how long an unknown id is not asked for again
+_MAX_UNKNOWN = 1000
 _MAX_SCHEMA_BYTES = 10_000_000
 
 Decode = Callable[[bytes], Any]
@@ -86,6 +87,8 @@ class Registry:
             found = self._from_folder(schema) or self._from_url(schema)
             return _decoder(schema, found, self._references(found, 0))
         except RecordError as error:
+            if len(self._unknown) >= _MAX_UNKNOWN:  # somebody's random bytes, not schemas
+                self._unknown.clear()
             self._unknown[schema] = (self._clock(), error)
             raise
 
