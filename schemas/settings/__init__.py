@@ -8,6 +8,7 @@ from schemas.settings.admission import NearDuplicates, PersonalKind, Redact
 from schemas.settings.budget import Budget, Limits
 from schemas.settings.load import load_settings
 from schemas.settings.mapping import Mapping, SchemaRegistry
+from schemas.settings.metrics import Metrics
 from schemas.settings.models import LocalModel, Model
 from schemas.settings.refining import Refiner, Refining, Review, Strategies
 from schemas.settings.root import Settings, Task
@@ -17,7 +18,8 @@ from schemas.settings.streams import Intake, Kafka, Sink, Worker
 from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 
 __all__ = [
-    "ROLES", "TASK_NAME", "Budget", "Gate", "Intake", "Kafka", "Limits", "LocalModel", "Mapping", "Model",
+    "ROLES", "TASK_NAME", "Budget", "Gate", "Intake", "Kafka", "Limits", "LocalModel", "Mapping", "Metrics", "Model",
     "NearDuplicates", "Panel", "PersonalKind", "Redact", "Refiner", "Refining", "Review", "Role", "Rollout", "Rubric",
-    "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies", "Task", "Trainer", "Webhook", "Worker", "load_settings",
+    "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies", "Task", "Trainer", "Webhook", "Worker",
+    "load_settings",
 ]  # fmt: skip

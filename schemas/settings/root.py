@@ -13,6 +13,7 @@ from schemas.errors import SettingsError
 from schemas.settings.admission import NearDuplicates, Redact
 from schemas.settings.budget import Budget
 from schemas.settings.mapping import Mapping, SchemaRegistry
+from schemas.settings.metrics import Metrics
 from schemas.settings.models import LocalModel, Model
 from schemas.settings.refining import Refining, Review, Strategies
 from schemas.settings.rubric import Panel, Rubric
@@ -65,6 +66,7 @@ class Settings(Section, frozen=True):
     worker: Worker = Worker()
     sink: Sink = Sink()
     webhook: Webhook = Webhook()
+    metrics: Metrics = Metrics()
     local: dict[str, LocalModel] = {}
     map: dict[str, Mapping] = {}  # by topic; before that of a task
     schema_registry: SchemaRegistry = SchemaRegistry()
