@@ -11,61 +11,76 @@ from typing import Any
 import duckdb
 
 from schemas.errors import GoldError
+from schemas.gold import Watermark
 from streams.landing import write_columns_file
+from streams.statements import reading_statements
 
 VIEWS = Path(__file__).with_name("views.sql")
 
-_READING = {"SELECT", "EXPLAIN", "MULTI"}  # a PIVOT is a MULTI
 
+def open_gold(gold: Path, as_of: Watermark | None = None) -> duckdb.DuckDBPyConnection:
+    """Returns an in-memory connection with the views of views.sql over this gold set, empty or not.
 
-def open_gold(gold: Path) -> duckdb.DuckDBPyConnection:
-    """Returns an in-memory connection with the views of views.sql over this gold set, empty or not."""
+    With `as_of` every view is as it was at that watermark: rows that came later, and what they supersede, undone.
+    """
     write_columns_file(gold)
     connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(f"SET VARIABLE gold = '{_quoted(gold)}'")
     connection.execute(VIEWS.read_text("utf-8"))
+    if as_of is not None:
+        connection.execute("ALTER VIEW landed RENAME TO landed_ever")  # all other views ask `landed` by its name
+        connection.execute(f"CREATE VIEW landed AS SELECT * FROM landed_ever WHERE {below(as_of)}")
     return connection
 
 
-def query(gold: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+def below(watermark: Watermark) -> str:
+    """Returns the SQL condition that a landed row is below a watermark; a partition it does not name has none."""
+    if not watermark:
+        return "false"
+    ends = ", ".join(f"{int(partition)}: {int(offset)}" for partition, offset in sorted(watermark.items()))
+    return f"kafka_offset < coalesce(MAP {{{ends}}}[kafka_partition], 0)"
+
+
+def query(gold: Path, sql: str, as_of: Watermark | None = None) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Returns the column names and rows of a query, of the last one where there are several.
 
     Raises GoldError with DuckDB's message for SQL it refuses, and for statements that do more than read.
     """
-    with open_gold(gold) as connection:
-        try:
-            statements = duckdb.extract_statements(sql)
-            if not statements:
-                raise GoldError("the query is empty; try: SELECT outcome, count(*) FROM outcomes GROUP BY outcome")
-            for statement in statements:
-                if statement.type.name not in _READING:
-                    raise GoldError(
-                        f"a {statement.type.name} statement does more than read, so it is not run here. To export or "
-                        "to keep tables, load streams/views.sql in a DuckDB client of your own; its header says how."
-                    )
-            result = connection.execute(sql)
-            return [column[0] for column in result.description or []], result.fetchall()
-        except duckdb.Error as error:
-            views = ", ".join(row[0] for row in connection.execute(_VIEW_NAMES).fetchall())
-            raise GoldError(f"DuckDB refuses the query: {error}\nThe views are {views}.") from error
+    with open_gold(gold, as_of) as connection:
+        return ask(connection, sql)
 
 
-def story(gold: Path, case_id: str) -> dict[str, Any] | None:
+def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Runs what `query` does on a connection that is open, for a shell."""
+    try:
+        reading_statements(sql)
+        result = connection.execute(sql)
+        return [column[0] for column in result.description or []], result.fetchall()
+    except duckdb.Error as error:
+        raise GoldError(f"DuckDB refuses the query: {error}\nThe views are {', '.join(views(connection))}.") from error
+
+
+def views(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Returns the names of the views."""
+    return [row[0] for row in connection.execute(_VIEW_NAMES).fetchall()]
+
+
+def story(gold: Path, case_id: str, as_of: Watermark | None = None) -> dict[str, Any] | None:
     """Returns everything known of a case, by column; None where no outcome of it has been written."""
-    with open_gold(gold) as connection:
+    with open_gold(gold, as_of) as connection:
         result = connection.execute("SELECT * FROM outcomes WHERE case_id = ?", [case_id])
         names = [column[0] for column in result.description or []]
         row = result.fetchone()
         return dict(zip(names, row, strict=True)) if row else None
 
 
-def stats(gold: Path) -> dict[str, Any]:
+def stats(gold: Path, as_of: Watermark | None = None) -> dict[str, Any]:
     """Returns the gold set in numbers: how cases ended, what gold there is, what failed and what it cost.
 
     `duplicates` counts rows beyond the first of a case after the choice of epochs; anything but 0 is a fault of ours.
     """
-    with open_gold(gold) as connection:
+    with open_gold(gold, as_of) as connection:
 
         def rows(sql: str) -> list[dict[str, Any]]:
             result = connection.execute(sql)
@@ -146,7 +161,9 @@ GROUP BY ALL
 ORDER BY ALL
 """
 
-_VIEW_NAMES = "SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
+_VIEW_NAMES = (
+    "SELECT view_name FROM duckdb_views() WHERE NOT internal AND view_name <> 'landed_ever' ORDER BY view_name"
+)
 
 
 def _quoted(gold: Path) -> str:

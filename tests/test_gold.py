@@ -208,6 +208,9 @@ def test_duckdb_reads_while_the_sink_writes(tmp_path: Path) -> None:
         ("COPY (SELECT 1) TO 'x.csv'", "a COPY statement does more than read"),
         ("SELECT 1; DROP VIEW gold", "a DROP statement does more than read"),
         ("ATTACH 'x.db'", "a ATTACH statement does more than read"),
+        ("EXPLAIN ANALYZE COPY (SELECT 1) TO 'x.csv'", "a COPY statement does more than read"),
+        ("COPY (PIVOT outcomes ON outcome USING count(*)) TO 'x.csv'", "a COPY statement does more than read"),
+        ("/* a */ -- b\nCREATE TABLE x AS PIVOT gold ON task", "a CREATE statement does more than read"),
     ],
 )
 def test_bad_sql_is_a_clear_error(tmp_path: Path, sql: str, message: str) -> None:
@@ -216,7 +219,14 @@ def test_bad_sql_is_a_clear_error(tmp_path: Path, sql: str, message: str) -> Non
 
 
 def test_queries_may_explain_describe_and_pivot(gold: Path) -> None:
-    for sql in ("EXPLAIN SELECT 1", "DESCRIBE gold", "SUMMARIZE cost", "PIVOT outcomes ON outcome USING count(*)"):
+    for sql in (
+        "EXPLAIN SELECT 1",
+        "EXPLAIN ANALYZE SELECT 1",
+        "EXPLAIN (FORMAT json) FROM gold",
+        "DESCRIBE gold",
+        "SUMMARIZE cost",
+        "PIVOT outcomes ON outcome USING count(*)",
+    ):
         assert query(gold, sql)[1]
 
 
