@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,7 +22,7 @@ from schemas.case import Message, Spend
 from schemas.errors import BadAnswer, BudgetHeld, OverBudget, SettingsError
 from schemas.ledger import Entry
 from schemas.settings import Budget as Caps
-from schemas.settings import Limits, Model, Rubric, Rule, Settings, Task
+from schemas.settings import Limits, Model, Rubric, Rule, Settings, Task, load_settings
 
 T = TypeVar("T")
 DAY_S = 86_400
@@ -441,3 +442,46 @@ def test_a_model_without_a_known_price_under_a_cap_is_a_mistake_that_names_the_t
     check_prices(settings_of(Caps(requests_per_minute=5), unknown))
     check_prices(settings_of(Caps(usd_per_day=1.0), Model(model="scripted/scribe-judge")))
     assert price_of(Model(model="gpt-4o-mini")) == (1.5e-07, 6e-07)
+
+
+TASK = """
+[tasks.toy]
+topics = ["log"]
+rubric.rules = [{ id = "kind", text = "Be kind." }]
+student.model = "hosted_vllm/m"
+strategist.model = "hosted_vllm/m"
+refiner.model = "hosted_vllm/m"
+"""
+PRICED = 'judge = { model = "m", max_tokens = 100, input_cost_per_token = 0.0, output_cost_per_token = 0.01'
+
+
+@pytest.mark.parametrize(
+    ("toml", "told"),
+    [
+        (
+            'judge = { model = "m", input_cost_per_token = 1.0 }\nbudget.usd_per_day = 5.0',
+            "output_cost_per_token is mis",
+        ),
+        (PRICED + " }\nbudget.judge.usd_per_day = 0.5", "one answer of max_tokens 100 may cost 1 USD"),
+        (PRICED + ", fallbacks = [{ temperature = 0.5 }] }", r"judge\.fallbacks\[0\] has no model"),
+        (PRICED + ', fallbacks = [{ model = "local/tiny" }] }', "neither has fallbacks nor is one"),
+        (
+            PRICED + ', fallbacks = [{ model = "a", api_base = "http://u:p@host" }] }',
+            "Secrets are never allowed in URLs",
+        ),
+        ('judge.model = "m"\nstudent.fallbacks = [{ model = "a" }]', r"student\.fallbacks: the student has none"),
+        ('judge.model = "m"\nbudget.requests_per_minute = 0', "budget.requests_per_minute: Expected `int` >= 1"),
+        ('judge.model = "m"\nbudget.usd_a_day = 5', r"unknown key tasks.*budget\.usd_a_day"),
+    ],
+)
+def test_mistakes_in_budgets_and_fallbacks_are_named(tmp_path: Path, toml: str, told: str) -> None:
+    path = tmp_path / "goldstream.toml"
+    path.write_text(TASK + toml)
+    with pytest.raises(SettingsError, match=told):
+        load_settings(path, environ={})
+
+
+def test_a_cap_of_nothing_lets_nothing_be_called_that_costs_anything() -> None:
+    budget, _ = budget_of(Caps(usd_per_day=0.0))
+    assert isinstance(budget.reserve("toy", "judge", CALL), Blocked)
+    assert isinstance(budget.reserve("toy", "judge", Call("m", 0, 100, 0.0)), Reservation)
