@@ -10,6 +10,7 @@ wording's name, which is the same wherever the same words are learned.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -153,7 +154,8 @@ class SharedLibrary:
         with self._lock:
             self._library.apply(record)
         if isinstance(record, Proposal):
-            self._loop.call_soon_threadsafe(self._forget, (record.task, record.id))
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+                self._loop.call_soon_threadsafe(self._forget, (record.task, record.id))
 
     def _forget(self, key: tuple[str, str]) -> None:
         waiting = self._waiting.pop(key, None)
