@@ -61,20 +61,22 @@ class Proposal(NamedTuple):
 
 def propose(logged: list[Logged]) -> Proposal:
     """Returns a mapping for records that are of no known shape, as far as one can be guessed."""
-    reader, bodies, shapes, known = Reader(Settings()), [], set(), 0
+    reader, shapes, known = Reader(Settings()), set(), 0
+    bodies: list[dict[str, Any]] = []
     for one in logged[:_MAX_RECORDS]:
         found = reader.read(one.value, one.headers, "")
         if all(isinstance(item.record, Record) for item in found):
             known += 1
             shapes |= {item.shape for item in found}
-        bodies += _bodies(one.value)
+        bodies += reader.unwrapped(one.value, one.headers)
+    bodies = bodies[:_MAX_RECORDS]
     expressions = _guess(bodies) if known < len(logged[:_MAX_RECORDS]) else {}
     mapping = msgspec.convert(expressions, Mapping)
     reads = 0
     if expressions:
         mapped = Reader(Settings(map={"t": mapping}))
         for body in bodies:
-            found = mapped.read(msgspec.json.encode(body), (), "t")
+            found = mapped.read(msgspec.json.encode(body, enc_hook=str), (), "t")
             reads += all(isinstance(item.record, Record) for item in found)
     return Proposal(mapping, len(bodies), reads, known, sorted(shapes))
 
@@ -94,15 +96,6 @@ def as_toml(proposal: Proposal, topic: str) -> str:
         if field not in set_ and field not in hidden
     ]
     return "\n".join(lines)
-
-
-def _bodies(value: bytes | None) -> list[dict[str, Any]]:
-    try:
-        body = msgspec.json.decode(value or b"")
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return []
-    items = body if isinstance(body, list) else [body]
-    return [item for item in items if isinstance(item, dict)][:_MAX_RECORDS]
 
 
 def _guess(bodies: list[dict[str, Any]]) -> dict[str, str]:

@@ -6,6 +6,7 @@ taken off one after the other, then the topic's mapping is tried, then the shape
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import traceback
@@ -79,6 +80,14 @@ class Reader:
             )
         return walk.found
 
+    def unwrapped(self, value: bytes | None, headers: Headers) -> list[dict[str, Any]]:
+        """Returns the objects inside a message's envelopes, known shapes or not: what a mapping is tried on."""
+        walk = _Walk(self._registry, None)
+        walk.bodies = []
+        with contextlib.suppress(RecordError):
+            walk.message(value, headers)
+        return walk.bodies
+
     def _mapping(self, topic: str) -> CompiledMapping | None:
         if topic not in self._mappings:
             mapping = self._settings.mapping(topic)
@@ -93,6 +102,7 @@ class _Walk:
         self.found: list[Found] = []
         self.index = 0
         self.trail = ""  # the envelopes so far, as "cloudevents/debezium/"
+        self.bodies: list[dict[str, Any]] | None = None  # what is inside the envelopes, where somebody asks for it
         self._shape = ""  # what is inside them, where it was recognised
         self._registry = registry
         self._mapping = mapping
@@ -187,6 +197,8 @@ class _Walk:
 
     def _call(self, body: dict[str, Any], context: dict[str, Any], depth: int) -> None:
         mapping = self._mapping
+        if self.bodies is not None:
+            self.bodies.append(body)
         if mapping is not None and mapping.batched:
             calls = mapping.items(body)
             if calls:

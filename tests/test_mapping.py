@@ -197,6 +197,16 @@ def test_a_proposed_mapping_reads_what_it_was_made_from(tmp_path: Path) -> None:
         assert f"reads {len(bodies)}" in printed
 
 
+def test_a_mapping_is_proposed_for_what_is_inside_the_envelopes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"payload": {"op": "c", "after": {"id": n, "input": f"q {n}", "output": "a"}}} for n in range(3)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    printed = run("infer", str(path)).output
+    mapping = msgspec.convert(tomllib.loads(printed)["map"]["YOUR-TOPIC"], Mapping)
+    assert (mapping.prompt, mapping.completion, mapping.event_id) == ("input", "output", "id")
+    assert record(mapping, rows[1]).shape == "debezium/mapped"
+
+
 def test_known_shapes_need_no_mapping_and_hopeless_records_get_none(tmp_path: Path) -> None:
     assert "no mapping is needed" in run("infer", str(SAMPLES / "litellm.json")).output
     path = tmp_path / "none.json"
