@@ -40,8 +40,8 @@ def check_mapping(mapping: Mapping, where: str) -> None:
             tree = jmespath.compile(text).parsed
         except JMESPathError as error:
             raise SettingsError(
-                f"{where}.{field}: {text!r} is no JMESPath expression: {str(error).splitlines()[0]} A name with dashes "
-                "or dots wants double quotes: '\"my-field\".text'. Try it with `goldstream map test FILE`."
+                f"{where}.{field}: {text!r} is no JMESPath expression: {_said(error)}. A name with dashes or dots wants "
+                "double quotes: '\"my-field\".text'. Try it with `goldstream map test FILE`."
             ) from None
         unknown = sorted(_functions(tree) - set(Functions.FUNCTION_TABLE))
         if unknown:
@@ -50,6 +50,11 @@ def check_mapping(mapping: Mapping, where: str) -> None:
         raise SettingsError(f"{where} sets both messages and prompt; keep the one that holds the user's text.")
     if mapping.system and not (mapping.messages or mapping.prompt):
         raise SettingsError(f"{where}.system needs messages or prompt beside it.")
+
+
+def _said(error: Exception) -> str:
+    """Returns what a parser objects to, without its repetition of the expression."""
+    return str(error).splitlines()[0].partition(", for expression")[0].rpartition(": Parse error")[2].strip(" :")
 
 
 def _functions(tree: dict[str, Any]) -> set[str]:

@@ -44,7 +44,7 @@ def map_test(settings: Settings, file: Path | None, topic: str | None, last: int
     if as_json:
         print_json(seen)
     elif not seen:
-        click.echo(f"{topic} holds no records yet")
+        click.echo(f"{file or topic} holds no records")
     else:
         click.echo("\n".join(tell(seen)))
     if not any(one.becomes == "case" for one in seen):
