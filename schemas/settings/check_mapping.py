@@ -40,8 +40,8 @@ def check_mapping(mapping: Mapping, where: str) -> None:
             tree = jmespath.compile(text).parsed
         except JMESPathError as error:
             raise SettingsError(
-                f"{where}.{field}: {text!r} is no JMESPath expression: {_said(error)}. A name with dashes or dots wants "
-                "double quotes: '\"my-field\".text'. Try it with `goldstream map test FILE`."
+                f"{where}.{field}: {text!r} is no JMESPath expression: {_said(error)}. A name with dashes or dots "
+                "wants double quotes: '\"my-field\".text'. Try it with `goldstream map test FILE`."
             ) from None
         unknown = sorted(_functions(tree) - set(Functions.FUNCTION_TABLE))
         if unknown:
