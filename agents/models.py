@@ -26,6 +26,7 @@ from agents.account import Call
 from agents.billing import billed
 from agents.budget import Budget, Reservation
 from agents.completion import Completion, read_completion
+from agents.counting import Counted
 from agents.endpoints import PROBE, Endpoint, Endpoints, Key, key_of
 from agents.engines import Choose, Engines
 from agents.local import LocalEngine
@@ -108,9 +109,13 @@ class Models:
                 left_s = deadline - loop.time()
             timeout_s = min(sum(one.timeout_s for one in (model, *model.fallbacks)), left_s)
             try:
-                async with asyncio.timeout(timeout_s):
-                    call = self._call(role, task, model, adapter, messages, timeout_s, response_format, thinking, by)
-                    completion = await (self._charged(call, reserved, role) if reserved else call)
+                with Counted(task, role, model.model) as counted:
+                    async with asyncio.timeout(timeout_s):
+                        call = self._call(
+                            role, task, model, adapter, messages, timeout_s, response_format, thinking, by
+                        )
+                        completion = await (self._charged(call, reserved, role) if reserved else call)
+                    counted.answered(completion)
                 if endpoint is not None:
                     self._endpoints.note(endpoint, case_id, None)
                 return completion

@@ -7,8 +7,10 @@ from the settings or from tables of ours; ids never are one. Which families a pr
 
 from __future__ import annotations
 
+import contextlib
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 Labels = tuple[str, ...]  # values, in the order of the family's label names
@@ -44,6 +46,15 @@ class Counter:
         else:
             labels = _bounded(labels, values)
             values[labels] = values.get(labels, 0.0) + by
+
+    @contextlib.contextmanager
+    def seconds(self, *labels: str) -> Iterator[None]:
+        """Counts the seconds that a block takes."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(*labels, by=time.perf_counter() - started)
 
     def read_from(self, source: Callable[[], Mapping[Labels, float]]) -> None:
         """Takes what `source` has counted already, at each scrape."""

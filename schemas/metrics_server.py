@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from schemas.errors import SettingsError
+from schemas.measures import PROCESS_FAMILIES
 from schemas.metrics import Family
 from schemas.process import NAME
 from schemas.settings import Settings
@@ -32,19 +33,23 @@ TRIED_NAMES = 20
 
 @contextlib.contextmanager
 def serving_metrics(
-    settings: Settings, process: str, families: Sequence[Family], port: int | None = None
+    settings: Settings, process: str, families: Sequence[Family] | None = None, port: int | None = None
 ) -> Iterator[str]:
-    """Shows `families` at /metrics while the block runs; gives the address, "" where metrics are off.
+    """Shows a process's families at /metrics while the block runs; gives the address, "" where metrics are off.
 
     `port` is before that of the settings. Raises SettingsError where no port can be had.
     """
     if settings.metrics.port == "off" and port is None:
         yield ""
         return
-    from prometheus_client import CollectorRegistry, ProcessCollector
-
+    try:
+        from prometheus_client import CollectorRegistry, ProcessCollector
+    except ImportError:  # a GPU machine that only trains may do without
+        log.warning("no /metrics: the package prometheus-client is not installed")
+        yield ""
+        return
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_collector(families))
+    registry.register(_collector(PROCESS_FAMILIES[process] if families is None else families))
     ProcessCollector(registry=registry)
     server, thread = _bound(settings, registry, port)
     address = _address(settings.metrics.host, server.server_port)

@@ -26,6 +26,7 @@ from streams.admission.near_duplicates import NearDuplicates
 from streams.admission.quota import Quotas
 from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.follow import Follower
+from streams.measuring import count_admitted
 from streams.positions import Positions
 from streams.stage import now_ms
 from streams.topics import cluster_id
@@ -103,6 +104,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
             _produce_all(producer, cases, settings, stop)
             if stop.is_set():
                 return  # not all confirmed: nothing is committed, the batch is read again
+            count_admitted(cases)
             # 4.
             crash_point("intake.before_commit")
             try:

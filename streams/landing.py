@@ -30,6 +30,7 @@ from schemas.gold import (
     read_chain,
     sealed,
 )
+from schemas.measures import SINK_FSYNC
 from schemas.outcomes import OUTCOME_SCHEMA, outcome_table
 
 _REMEDY = {
@@ -97,14 +98,16 @@ class LandingChain:
                 file.flush()
                 crash_point("sink.after_temp")
                 # 2. fsync
-                os.fsync(file.fileno())
+                with SINK_FSYNC.seconds():
+                    os.fsync(file.fileno())
                 crash_point("sink.after_fsync")
                 # 3. Link
                 os.link(temp, target)
                 crash_point("sink.after_link")
                 # 4. fsync the folder
                 crash_point("sink.before_dir_fsync")
-                _fsync_folder(self.folder)
+                with SINK_FSYNC.seconds():
+                    _fsync_folder(self.folder)
         except FileExistsError as error:
             raise _fenced(target) from error
         except OSError as error:

@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from schemas.case import Case, Source, coordinates_id, decode_case
 from schemas.errors import GoldError, RecordError
+from schemas.measures import SINK_REPEATS
 from schemas.outcomes import outcome_row, outcome_table
 from schemas.settings import Sink as SinkSettings
 from streams.dedup import OutcomeIndex
 from streams.landing import LandingChain
+from streams.measuring import count_written
 
 log = logging.getLogger("goldstream.sink")
 
@@ -78,7 +80,9 @@ class PartitionWriter:
             row = self._row(record)
         except (RecordError, ValueError, OverflowError, OSError) as error:  # dates beyond the calendar raise the last
             row = self._dead_row(record.offset, record.timestamp, str(error))
-        if row is not None:
+        if row is None:
+            SINK_REPEATS.add()
+        else:
             self._rows.append(row)
             self._timestamps_ms.append(record.timestamp)
 
@@ -107,6 +111,7 @@ class PartitionWriter:
         except (pa.ArrowException, ValueError, OverflowError, TypeError):
             table = outcome_table(list(map(self._sound, self._rows, self._timestamps_ms)))
         path = self.chain.write(self.start, self.end, table)
+        count_written(table, path)
         log.info("wrote %s: offsets %d to %d, %d rows", path.name, self.start, self.end, len(table))
         self.start, self._bytes = self.end, 0
         self._rows, self._timestamps_ms = [], []

@@ -20,9 +20,11 @@ from kafka.structs import OffsetAndMetadata
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.errors import RecordError
 from schemas.faults import crash_point
+from schemas.measures import RETRIES_RETURNED
 from schemas.settings import Settings
 from schemas.topics import OUTCOMES, STAGE_INPUT, retry_topic
 from streams.clients import client_name, make_consumer, make_producer, subscribe
+from streams.measuring import show_waiting
 from streams.stage import Hop, now_ms
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog
@@ -76,6 +78,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
     )
     watchdog = Watchdog(settings, [Membership(settings.topic("retries"), client_name("retries"), topics)]).start()
     waiting: dict[Any, deque[tuple[int, float, Hop]]] = {}  # offset, when due on the monotonic clock, where to
+    show_waiting(waiting)
     positions = _Positions(consumer)
     try:
         subscribe(consumer, topics, positions)
@@ -136,6 +139,7 @@ def _return_due(producer: Any, settings: Settings, tp: Any, queue: deque[tuple[i
     crash_point("retries.after_produce")
     for _ in sent:
         queue.popleft()
+    RETRIES_RETURNED.add(tp.topic, by=len(sent))
     return sent[-1][0] + 1
 
 

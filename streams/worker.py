@@ -34,6 +34,7 @@ from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
 from streams.clients import METADATA_MAX_AGE_MS, client_name
 from streams.follow import Follower
 from streams.ledger import Ledger, partition_counts
+from streams.measuring import show_budget, show_stages
 from streams.serving import Serving
 from streams.stage import BATCH_BYTES, Stage, now_ms
 from streams.strategies import SharedLibrary
@@ -120,6 +121,8 @@ async def run_worker(
             apps.append(app)
             stages[role] = stage
         _apply_pauses(stages, paused)
+        show_stages(stages)
+        show_budget(settings, budget)
         for app in apps:
             await app.start()
         log.info("working on %s", ", ".join(roles))

@@ -16,9 +16,9 @@ from toys import NEW, OLD, TOY, a_manifest, a_report, toy_gold
 from goldstream import cli
 from schemas.errors import AdapterError, BrokerError, SettingsError, TrainingError
 from schemas.settings import Settings, load_settings
+from schemas.status import RolloutStatus
 from trainer.catalog import find_version
 from trainer.registry import incumbent, promote, promotions, publish, write_gate
-from trainer.rollout import RolloutStatus
 
 __all__ = ["receiver"]
 THIRD = "v0003-cccccc"

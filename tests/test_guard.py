@@ -20,10 +20,10 @@ from agents.models import Models, calling_for
 from schemas.adapters import served_name
 from schemas.case import Case, Message, Source
 from schemas.settings import Rollout, Settings, Webhook
+from schemas.status import read_rollout_status as read_status
 from streams.serving import Serving
 from trainer.guard import Guard, Trial, cut, evidence, judge
 from trainer.registry import promote, promotions
-from trainer.rollout import read_status
 
 # The canary share
 

@@ -26,9 +26,10 @@ from toys import NEW, OLD, a_manifest, add_gold, wait_until
 from schemas.adapters import AdapterRecord, served_name
 from schemas.errors import SettingsError
 from schemas.settings import Settings, Trainer
+from schemas.status import read_rollout_status as read_status
 from trainer.records import NewerRollout, latest_records
 from trainer.registry import promote, promotions, publish
-from trainer.rollout import read_status, run_rollout
+from trainer.rollout import run_rollout
 from trainer.servers import max_lora_rank, vllm_arguments
 
 # Records

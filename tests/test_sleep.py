@@ -17,9 +17,9 @@ from schemas.adapters import served_name
 from schemas.case import Message
 from schemas.errors import ModelError, SettingsError, SetupError
 from schemas.settings import Settings, load_settings
+from schemas.status import read_rollout_status as read_status
 from trainer.lease import lease
 from trainer.registry import publish
-from trainer.rollout import read_status
 from trainer.sleep import servers_asleep, sleeping_servers
 
 # Servers that sleep while an adapter is trained

@@ -34,9 +34,9 @@ from schemas.adapters import AdapterRecord, served_name
 from schemas.case import Message
 from schemas.errors import GoldstreamError, ModelTimeout
 from schemas.settings import LocalModel, Model, Rollout, Rubric, Rule, Settings, Task, Trainer
+from schemas.status import read_rollout_status as read_status
 from streams.serving import Serving
 from trainer.registry import promote
-from trainer.rollout import read_status
 from trainer.servers import VllmServer, vllm_arguments
 from trainer.sleep import servers_asleep
 

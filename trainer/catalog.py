@@ -14,6 +14,8 @@ import msgspec
 from schemas.adapters import AdapterManifest, GateReport, adapter_folder, base_fingerprint, verify_adapter
 from schemas.errors import AdapterError, GoldstreamError
 from schemas.settings import Settings
+from schemas.status import read_rollout_status as rollout_status
+from schemas.status import read_trainer_status as read_status
 from trainer.base import student_base
 from trainer.registry import (
     REPORT,
@@ -26,8 +28,6 @@ from trainer.registry import (
     removed_adapters,
     rollback,
 )
-from trainer.rollout import read_status as rollout_status
-from trainer.status import read_status
 from trainer.trigger import next_scheduled
 from trainer.webhook import Webhook, make_event
 

@@ -11,14 +11,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
 from schemas.adapters import AdapterRecord, served_name
 from schemas.errors import GoldstreamError, Overtaken
 from schemas.faults import crash_point
+from schemas.measures import ROLLOUT_STEPS
 from schemas.settings import Settings
+from schemas.status import RolloutStatus, rollout_status_path
 from trainer.fleet import Fleet, can_serve_beside
 from trainer.guard import Finding, Guard
 from trainer.lease import lease
@@ -35,20 +36,6 @@ POLL_S = 1.0
 LOOK_POLLS = 10  # between two looks of the guard at the gold set
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
 WEBHOOK_AT_END_S = 5.0
-
-
-class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What rollout does for a task right now; <state>/rollout/<task>.json."""
-
-    task: str
-    wanted: str = ""  # the promotion log's last
-    serving: str = ""  # the record's
-    previous: str = ""
-    canary_share: float = 0.0
-    servers: dict[str, str] = {}  # address -> "serves", "asleep" or what is wrong
-    watch: str = ""  # what the guard last found
-    errors: dict[str, str] = {}  # by step: "servers", "switch", "guard"
-    updated_ms: int = 0
 
 
 def run_rollout(
@@ -79,14 +66,6 @@ def run_rollout(
             webhook.close(WEBHOOK_AT_END_S)
 
 
-def read_status(settings: Settings, task: str) -> RolloutStatus | None:
-    """Returns what rollout last said about a task, None where it never ran."""
-    try:
-        return msgspec.json.decode(_status_path(settings, task).read_bytes(), type=RolloutStatus)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-
-
 class _Step:
     """Something done again and again: every `every_s` while it works, with backoff while it does not."""
 
@@ -101,11 +80,13 @@ class _Step:
         try:
             self.act()
             self.retry_s, self.error, pause_s = FIRST_RETRY_S, "", self.every_s
+            ROLLOUT_STEPS.add(task, self.name, "ok")
         except NewerRollout:
             raise
         except (GoldstreamError, OSError) as error:
             log.error("%s: %s failed (next try after %.0f s): %s", task, self.name, self.retry_s, error)
             self.error, pause_s = str(error), self.retry_s
+            ROLLOUT_STEPS.add(task, self.name, "error")
             self.retry_s = min(self.retry_s * 2, LAST_RETRY_S)
         self.at = time.monotonic() + pause_s
 
@@ -246,7 +227,7 @@ class _TaskRollout:
             errors={step.name: step.error for step in self.steps if step.error},
             updated_ms=self.status.updated_ms,
         )
-        path = _status_path(self.settings, self.task)
+        path = rollout_status_path(self.settings, self.task)
         if status == self.status and path.exists():
             return
         self.status = msgspec.structs.replace(status, updated_ms=int(time.time() * 1000))
@@ -263,10 +244,6 @@ class _TaskRollout:
             return self._promoted()
         except GoldstreamError:
             return []  # the switch step says so
-
-
-def _status_path(settings: Settings, task: str) -> Path:
-    return settings.state / "rollout" / f"{task}.json"
 
 
 def _read_patiently(records: RecordLog, stop: threading.Event) -> list[AdapterRecord] | None:

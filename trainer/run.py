@@ -20,6 +20,7 @@ from schemas.adapters import AdapterManifest, GateReport, adapter_folder, base_f
 from schemas.errors import AdapterError, ModelError, Overtaken, SetupError, TrainingError
 from schemas.faults import crash_point
 from schemas.gold import Watermark, current_watermark
+from schemas.measures import TRAINER_RUNS
 from schemas.settings import Settings, Trainer
 from trainer.base import MakeEngine, local_engine, student_base
 from trainer.contamination import uncontaminated
@@ -180,6 +181,7 @@ class Runner:
         )
         fence.check()
         write_gate(settings.adapters, report, page)
+        TRAINER_RUNS.add(task, report.decision)
         log.info("%s %s: gate says %s: %s", task, version, report.decision, report.reason)
         return report
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from schemas.adapters import GateReport
 from schemas.errors import GoldstreamError
 from schemas.gold import Watermark, current_watermark
+from schemas.measures import TRAINER_RUNS
 from schemas.settings import Settings
 from trainer.base import MakeEngine
 from trainer.gate import Judge
 from trainer.lease import Fence, lease
 from trainer.registry import list_adapters, read_gate
 from trainer.run import Runner, Stopped, would_fail_again
-from trainer.status import read_status as read_status
 from trainer.trigger import Arrivals, arrivals, due, is_quiet
 from trainer.webhook import Webhook
 
@@ -112,12 +112,14 @@ class _TaskWatcher:
             self._poll(held)
             self.retry_s = FIRST_RETRY_S
         except Stopped:
+            TRAINER_RUNS.add(self.task, "stopped")
             log.info("%s: stopped; the next start goes on with this run", self.task)
         except Exception as error:
             # One task's broken data, verifier or base must not end the service for the others. Our own errors and
             # the system's carry no prompt text; of any other only the type is logged.
             known = isinstance(error, GoldstreamError | OSError)
             text = str(error) if known else f"unexpected {type(error).__name__}"
+            TRAINER_RUNS.add(self.task, "error")
             log.error("%s: the run ended early (next try after %.0f s): %s", self.task, self.retry_s, text)
             log.debug("traceback", exc_info=not known)
             if would_fail_again(error):

@@ -1,41 +1,24 @@
-"""What the trainer does for a task right now: <state>/trainer/<task>.json, for the command line and the demo."""
+"""The trainer says what it does for a task right now; schemas.status has the shape and reads it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from schemas.settings import Settings
+from schemas.status import TrainerStatus, trainer_status_path
+from schemas.status import read_trainer_status as read_status
 
 log = logging.getLogger("goldstream.trainer")
-
-
-class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One task's state; the times outlive a restart, so that a schedule does."""
-
-    task: str
-    state: Literal["idle", "training", "gating"]
-    version: str = ""
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    corrected: int = 0  # new corrected rows, of `needed` that start a run
-    needed: int = 0
-    error: str = ""  # why the last run ended early
-    updated_ms: int = 0
-    since_ms: int = 0  # when this task was first watched
-    last_run_ms: int = 0  # when the last run began, 0 before the first
 
 
 class StatusFile:
     """The file's one writer: the holder of the task's lease."""
 
     def __init__(self, settings: Settings, task: str) -> None:
-        self.path = _status_path(settings, task)
+        self.path = trainer_status_path(settings, task)
         known = read_status(settings, task)
         self.now = TrainerStatus(
             task=task,
@@ -55,15 +38,3 @@ class StatusFile:
             temporary.replace(self.path)
         except OSError as error:
             log.warning("%s: %s cannot be written: %s", self.now.task, self.path, error.strerror)
-
-
-def read_status(settings: Settings, task: str) -> TrainerStatus | None:
-    """Returns what the trainer last said about a task, None where it never ran."""
-    try:
-        return msgspec.json.decode(_status_path(settings, task).read_bytes(), type=TrainerStatus)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-
-
-def _status_path(settings: Settings, task: str) -> Path:
-    return settings.state / "trainer" / f"{task}.json"

@@ -19,10 +19,11 @@ PROCESSES = ("intake", "worker", "retries", "sink", "trainer", "rollout")
 @with_settings
 def intake(settings: Settings) -> None:
     """Read the product's log topics and admit their records as cases."""
+    from schemas.metrics_server import serving_metrics
     from schemas.process import announce_ready
     from streams.intake import run_intake
 
-    with serving("intake") as stop:
+    with serving("intake") as stop, serving_metrics(settings, "intake"):
         run_intake(settings, stop, lambda: announce_ready(settings))
 
 
@@ -37,6 +38,7 @@ def worker(settings: Settings, stages: str | None) -> None:
     from agents.judge import load_rubric
     from schemas.errors import SettingsError
     from schemas.logs import log_to_stderr
+    from schemas.metrics_server import serving_metrics
     from schemas.process import announce_ready, end_with_parent
     from schemas.settings import ROLES
     from streams.rubrics import keep_rubrics
@@ -58,17 +60,19 @@ def worker(settings: Settings, stages: str | None) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await run_worker(settings, roles, stop, lambda: announce_ready(settings))
 
-    asyncio.run(run())
+    with serving_metrics(settings, "worker"):
+        asyncio.run(run())
 
 
 @click.command()
 @with_settings
 def retries(settings: Settings) -> None:
     """Hold cases that wait for a model, and return them to their stage in time."""
+    from schemas.metrics_server import serving_metrics
     from schemas.process import announce_ready
     from streams.retries import run_retries
 
-    with serving("retries") as stop:
+    with serving("retries") as stop, serving_metrics(settings, "retries"):
         run_retries(settings, stop, lambda: announce_ready(settings))
 
 
@@ -76,12 +80,13 @@ def retries(settings: Settings) -> None:
 @with_settings
 def sink(settings: Settings) -> None:
     """Write outcomes to Parquet, each exactly once."""
+    from schemas.metrics_server import serving_metrics
     from schemas.process import announce_ready
     from streams.rubrics import keep_rubrics
     from streams.sink import run_sink
 
     keep_rubrics(settings)
-    with serving("sink") as stop:
+    with serving("sink") as stop, serving_metrics(settings, "sink"):
         run_sink(settings, stop=stop, ready=lambda: announce_ready(settings))
 
 

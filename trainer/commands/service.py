@@ -20,10 +20,11 @@ def trainer(settings: Settings, context: click.Context) -> None:
     """Watch the gold set and train, gate and register adapters."""
     context.obj = settings
     if context.invoked_subcommand is None:
+        from schemas.metrics_server import serving_metrics
         from schemas.process import announce_ready
         from trainer.service import run_trainer
 
-        with serving("trainer") as stop:
+        with serving("trainer") as stop, serving_metrics(settings, "trainer"):
             announce_ready(settings)
             run_trainer(settings, stop=stop)
 
@@ -66,10 +67,11 @@ def trainer_status(settings: Settings, as_json: bool) -> None:
 @with_settings
 def rollout(settings: Settings) -> None:
     """Announce the adapter that should serve, after verifying and testing it."""
+    from schemas.metrics_server import serving_metrics
     from schemas.process import announce_ready
     from trainer.rollout import run_rollout
 
-    with serving("rollout") as stop:
+    with serving("rollout") as stop, serving_metrics(settings, "rollout"):
         announce_ready(settings)
         run_rollout(settings, stop=stop)
 
