@@ -89,6 +89,10 @@ class Gauge:
         labels = _bounded(labels, self._values)
         self._values[labels] = self._values.get(labels, 0.0) + by
 
+    def put(self, *labels: str, value: float) -> None:
+        """Replaces one series."""
+        self._values[_bounded(labels, self._values)] = value
+
     def read_from(self, source: Callable[[], Mapping[Labels, float]]) -> None:
         """Asks `source` at each scrape, from the scraping thread."""
         self._source = source
