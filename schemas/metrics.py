@@ -62,7 +62,7 @@ class Counter:
 
     def samples(self) -> list[Sample]:
         """Returns the lines of a scrape."""
-        found = {**self._values.copy(), **self._source()}
+        found = {**({} if self.labels else {(): 0.0}), **self._values.copy(), **self._source()}
         return [Sample("_total", _named(self.labels, key), value) for key, value in sorted(found.items())]
 
 
