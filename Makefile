@@ -18,7 +18,7 @@ demo: setup kafka ## The whole loop on a synthetic task, measured; JSON=FILE wri
 test: setup kafka ## All tests, against a real broker
 	@$(BIN)/python -m pytest
 
-test-full: setup ## The tests that need the real vLLM server, on the CPU; 6 GB and some minutes more
+test-full: setup $(TRL)/.ready ## The tests that need TRL, or the real vLLM server on the CPU; 6 GB and some minutes more
 	@nice deploy/vllm/cpu_environment.sh .venv-vllm $(PYTHON)
 	@nice $(BIN)/python -m pytest -m full
 
@@ -53,7 +53,7 @@ $(READY): pyproject.toml deploy/constraints.txt
 	@$(BIN)/python -m pip check
 	@touch $@
 
-# TRL for bench-train alone: on top of our environment, which it sees and never changes.
+# TRL for bench-train and test-full alone: on top of our environment, which it sees and never changes.
 $(TRL)/.ready: $(READY)
 	@echo "setting up $(TRL): TRL and what it needs beyond $(VENV)"
 	@$(BIN)/python -m venv $(TRL)

@@ -13,10 +13,10 @@ from kafka import TopicPartition
 from schemas.case import Case, decode_case, encode_case
 from schemas.errors import RecordError
 from schemas.settings import Settings
-from schemas.tables import printable
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, PROMPTS, REFINE, retry_topic
 from streams.clients import make_consumer
 from streams.gold import story as gold_story
+from streams.telling import tell as tell
 
 REDRIVABLE = ("dead", "unresolved")  # these may be on their way again at a higher epoch
 
@@ -41,58 +41,6 @@ def find_case(settings: Settings, case_id: str) -> dict[str, Any] | None:
     # The furthest copy is the one with most behind it; earlier topics come later in `found`.
     case, where = max(found, key=lambda f: (f[0].epoch, f[0].outcome is not None, len(f[0].attempts), f[0].spend.calls))
     return {"where": f"topic {where}, not yet in the gold set", "case": msgspec.json.decode(encode_case(case))}
-
-
-def tell(found: dict[str, Any]) -> list[str]:
-    """Returns a case's story as lines for people."""
-    case = found["case"]
-    outcome = case.get("outcome")
-    kind = outcome if isinstance(outcome, str) else (outcome or {}).get("kind", "in flight")
-    reason = case.get("reason") or ((outcome or {}).get("reason") if isinstance(outcome, dict) else "")
-    source = case.get("source") or {k: case.get(f"source_{k}") for k in ("topic", "partition", "offset")}
-    lines = [
-        f"case {case['case_id']}   task {case.get('task') or '-'}   split {case.get('split')}",
-        f"read from {source['topic']}[{source['partition']}] at offset {source['offset']}",
-        f"now: {kind}{f' ({reason})' if reason else ''}, in the {found['where']}".replace("in the topic", "on topic"),
-    ]
-    detail = case.get("detail") or (outcome.get("detail") if isinstance(outcome, dict) else "")
-    if detail:
-        lines.append(f"     {detail}")
-    for message in case.get("messages") or []:
-        lines += ["", f"{message['role']}:", *_indented(message.get("content"))]
-    for attempt in case.get("attempts") or []:
-        verdict = attempt.get("verdict") or attempt
-        by = attempt["model"] + (f" with adapter {attempt['adapter']}" if attempt.get("adapter") else "")
-        lines += ["", f"attempt {attempt['round']}, by {attempt['source']} {by}:", *_indented(attempt["text"])]
-        if verdict.get("passed") is None:
-            continue
-        judged = "passed" if verdict["passed"] else "failed"
-        votes, agreement = verdict.get("votes") or 1, verdict.get("agreement")
-        agreed = f" ({votes} votes, {1.0 if agreement is None else agreement:.0%} of them so)" if votes > 1 else ""
-        lines.append(
-            f"  {judged}, {verdict['score']:g} of {verdict['max_score']:g}, judged by {verdict['judge']}{agreed}"
-        )
-        for violation in verdict.get("violations") or []:
-            quote = f' at "{violation["hinge"]}"' if violation.get("hinge") else ""
-            lines.append(
-                f"    {violation.get('severity', 'major')} {violation['rule']}{quote}: {violation.get('why', '')}"
-            )
-    strategy = case.get("strategy") or {}
-    guardrail = strategy.get("guardrail") or case.get("strategy_guardrail")
-    if guardrail:
-        lines += [
-            "",
-            f"mistake:   {strategy.get('mistake') or case.get('strategy_mistake')}",
-            f"guardrail: {guardrail}",
-        ]
-    spend = case.get("spend") or case
-    calls, tokens = spend.get("calls") or 0, (spend.get("prompt_tokens") or 0) + (spend.get("completion_tokens") or 0)
-    lines += ["", f"spend: {calls} calls, {tokens} tokens, {spend.get('cost_usd') or 0:.6f} USD"]
-    return [printable(line) for line in lines]
-
-
-def _indented(text: Any) -> list[str]:
-    return ["  " + line for line in str(text or "").splitlines()]
 
 
 def _last_on_topic(settings: Settings, topic: str, case_id: str) -> Case | None:

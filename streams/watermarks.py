@@ -61,7 +61,7 @@ def _of_version(settings: Settings, name: str) -> Watermark:
         return read_manifest(fits[0]).watermark
     if fits:
         names = ", ".join(f"{_task(folder)}/{folder.name}" for folder in fits)
-        raise GoldError(f"--as-of {name}: more than one adapter has this number: {names}. Name one of these.")
+        raise GoldError(f"{name}: more than one adapter has this number: {names}. Name one of these.")
     raise GoldError(
         f"{name[:80]!r} is no watermark: neither a file, nor an adapter of {settings.adapters}. Expected now, start, a "
         "version such as v0007-3fa9c2d1, 7 or support/7, or a JSON file. `goldstream adapters list --removed`."
@@ -72,7 +72,7 @@ def _is_version(folder: Path, version: str) -> bool:
     """Tells whether a folder is the version meant, by its name or its number."""
     found = VERSION.fullmatch(folder.name)
     number = version.removeprefix("v")
-    return bool(found) and (folder.name == version or (number.isdigit() and int(found[1]) == int(number)))
+    return found is not None and (folder.name == version or (number.isdigit() and int(found[1]) == int(number)))
 
 
 def _finished(folder: Path) -> bool:

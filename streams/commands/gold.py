@@ -1,48 +1,158 @@
-"""The gold set: gold sql, gold stats."""
+"""The gold set: gold sql, shell, stats, show, why, diff, watermark; gold export stands in streams/commands/export."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from schemas.commandline import as_json, print_json, with_settings
+from streams.commands.export import export
 
 if TYPE_CHECKING:
+    from schemas.gold import Watermark
     from schemas.settings import Settings
 
 
 @click.group()
 def gold() -> None:
-    """Query the gold set."""
+    """Query the gold set, look at its rows, export it."""
+
+
+gold.add_command(export)
+
+
+def with_as_of(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --as-of, which `_then` resolves."""
+    return click.option(
+        "--as-of",
+        metavar="WATERMARK",
+        help="The gold set as it was: an adapter version such as 7 or support/7, or a JSON file.",
+    )(command)
+
+
+def _then(settings: Settings, as_of: str | None) -> Watermark | None:
+    from streams.watermarks import find_watermark
+
+    return None if as_of is None else find_watermark(settings, as_of)
 
 
 @gold.command("sql")
 @click.argument("sql")
+@with_as_of
 @as_json
 @with_settings
-def gold_sql(settings: Settings, sql: str, as_json: bool) -> None:
+def gold_sql(settings: Settings, sql: str, as_of: str | None, as_json: bool) -> None:
     """Run SQL over the views outcomes, gold, rgt_pairs, unresolved, dead, holdout, reviews, acceptance, cost, ..."""
     from schemas.tables import print_table
     from streams.gold import query
 
-    columns, rows = query(settings.gold, sql)
+    columns, rows = query(settings.gold, sql, _then(settings, as_of))
     print_table(columns, rows, as_json=as_json)
 
 
-@gold.command("stats")
+@gold.command("shell")
+@with_as_of
 @as_json
 @with_settings
-def gold_stats(settings: Settings, as_json: bool) -> None:
+def gold_shell(settings: Settings, as_of: str | None, as_json: bool) -> None:
+    """Ask one question after the other: DuckDB with the views loaded. SQL on standard input runs too.
+
+    Statements end in ; and may span lines. An error does not end it; with SQL on standard input the exit code is
+    then 1.
+    """
+    from streams.shell import run_shell
+
+    if run_shell(settings.gold, settings.state / "shell_history", _then(settings, as_of), as_json=as_json):
+        sys.exit(1)
+
+
+@gold.command("stats")
+@with_as_of
+@as_json
+@with_settings
+def gold_stats(settings: Settings, as_of: str | None, as_json: bool) -> None:
     """Show how many cases ended how, and why."""
 
     from streams.gold import stats
 
-    found = stats(settings.gold)
+    found = stats(settings.gold, _then(settings, as_of))
     if as_json:
         print_json(found)
     else:
         _print_stats(found)
+
+
+@gold.command("show")
+@click.argument("case_id")
+@with_as_of
+@as_json
+@with_settings
+def gold_show(settings: Settings, case_id: str, as_of: str | None, as_json: bool) -> None:
+    """Show one row, column by column; --json holds the messages and attempts too."""
+    from streams.why import find_row, tell_row
+
+    row = find_row(settings, case_id, _then(settings, as_of))["row"]
+    if as_json:
+        print_json(row)
+    else:
+        click.echo("\n".join(tell_row(row)))
+
+
+@gold.command("why")
+@click.argument("case_id")
+@with_as_of
+@as_json
+@with_settings
+def gold_why(settings: Settings, case_id: str, as_of: str | None, as_json: bool) -> None:
+    """Tell how a row came to be: source record, attempts, verdicts with quotes, strategy, reviews, spend by role."""
+    from streams.why import find_row, tell_why
+
+    found = find_row(settings, case_id, _then(settings, as_of))
+    if as_json:
+        print_json(found)
+    else:
+        click.echo("\n".join(tell_why(found)))
+
+
+@gold.command("watermark")
+@click.argument("name", default="now")
+@with_settings
+def gold_watermark(settings: Settings, name: str) -> None:
+    """Print a watermark as JSON, for --as-of and gold diff: that of now, or the one an adapter was trained at."""
+    from streams.watermarks import find_watermark, to_json
+
+    click.echo(to_json(find_watermark(settings, name)))
+
+
+@gold.command("diff")
+@click.argument("start", metavar="FROM")
+@click.argument("end", metavar="TO", default="now")
+@as_json
+@with_settings
+def gold_diff(settings: Settings, start: str, end: str, as_json: bool) -> None:
+    """Show which rows came between two watermarks, and which were superseded.
+
+    FROM and TO are "start", "now", adapter versions such as 7 or support/7, or JSON files.
+    """
+    from msgspec.structs import astuple
+
+    from schemas.tables import print_table
+    from streams.difference import difference
+    from streams.watermarks import find_watermark
+
+    found = difference(settings, find_watermark(settings, start), find_watermark(settings, end))
+    if as_json:
+        print_json(found)
+        return
+    columns = ["task", "outcome", f"at {start}", "added", "superseded", "in place of another", f"at {end}"]
+    print_table(columns, [astuple(change) for change in found.changes], as_json=False)
+    if found.became:
+        rows = [astuple(one) for one in found.became]
+        print_table(["task", "was", "is now", "cases"], rows, as_json=False, title="Superseded")
+    click.echo(f"{found.added} cases added, {found.superseded} rows superseded")
 
 
 def _print_stats(found: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""The gold set in the formats that other trainers read: `goldstream gold export`."""

@@ -1,0 +1,61 @@
+"""An export in TRL's hands: it loads with `datasets`, trains a step, and is tokenised as our own training does it.
+
+TRL stands in an environment of its own (`make test-full` sets it up), so a process of that environment does it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ended_cases import ended, land
+from transformers import AutoTokenizer
+
+from schemas.gold import current_watermark
+from schemas.settings import Settings
+from streams.export.formats import Name
+from streams.export.pairs import Choice
+from streams.export.write import export_gold
+from trainer.dataset import build_examples, train_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+TRL = ROOT / ".goldstream" / "bench-trl" / "bin" / "python"
+BASE = ROOT / "agents" / "scribe" / "student"
+
+pytestmark = pytest.mark.full
+
+
+def trained(folder: Path, cache: Path) -> dict[str, Any]:
+    """Returns what tests/export_trl.py says of an export."""
+    assert TRL.exists(), "run this through `make test-full`, which sets TRL up"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cache)}
+    command = [str(TRL), str(ROOT / "tests" / "export_trl.py"), str(folder), str(BASE)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", ["trl", "hf"])
+def test_trl_trains_on_the_tokens_that_our_own_training_makes(tmp_path: Path, name: Name) -> None:
+    settings = Settings(state_dir=str(tmp_path / "state"))
+    land(settings.gold, [ended(0), ended(1), ended(2, "unresolved")])
+    export_gold(settings, name, tmp_path / "out", Choice())
+
+    found = trained(tmp_path / "out", tmp_path / "cache")
+
+    rows = train_rows(settings.gold, "scribe", current_watermark(settings.gold))
+    tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)
+    ours = build_examples(rows, tokenizer, recipe="rgt", strategy_weight=1.0, max_length=4096).examples
+    assert (found["splits"], found["steps"]) == (["train"], 1)
+    assert found["loss"] > 0
+    assert [(row["case_id"], row["pair"]) for row in found["rows"]] == [(e.case_id, e.branch) for e in ours]
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"]  # which the template writes after each turn
+    for row, example in zip(found["rows"], ours, strict=True):
+        assert row["input_ids"] == [*example.input_ids, *newline]
+        masked = [label == -100 for label in row["labels"]]
+        assert masked == [weight == 0 for weight in example.weights] + [False] * len(newline)
