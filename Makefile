@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 JARS := deploy/kafka/libs/.complete
 TRL := .goldstream/bench-trl
 
-.PHONY: demo test test-full check setup kafka bench bench-intake bench-train chaos clean
+.PHONY: demo test test-full check setup kafka bench bench-intake bench-train metrics-page chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -33,6 +33,9 @@ bench: setup kafka ## CPU a case costs the pipeline, all hops; JSON=FILE writes 
 
 bench-intake: setup ## Records a second of each log shape that intake reads, on one core; JSON=FILE writes the figures
 	@$(BIN)/python tests/bench_intake.py $(if $(JSON),--json $(JSON))
+
+metrics-page: setup kafka ## Writes deploy/metrics.md anew from the scrapes of a running factory; some minutes
+	@PYTHONPATH=tests $(BIN)/python tests/metrics_page.py
 
 bench-train: $(TRL)/.ready ## Training cost against unshared prompts and TRL; JSON=FILE, ARGS="--device cuda --size 0.5b"
 	@$(TRL)/bin/python tests/bench_train.py $(if $(JSON),--json $(JSON)) $(ARGS)

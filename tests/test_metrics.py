@@ -166,3 +166,12 @@ def test_a_running_factory_shows_what_becomes_of_its_records(
         missing = {name for name in expected - names(found) if not name.startswith(TRAINED)}
         assert missing <= {"goldstream_reviews", "goldstream_stage_lag_trend"}, process
         assert not any("req-" in str(labels) for _, labels in found), "no ids in labels"
+
+
+def test_the_page_of_metrics_shows_every_family_and_no_other() -> None:
+    page = (Path(__file__).parents[1] / "deploy" / "metrics.md").read_text("utf-8")
+    documented = {line.split()[2].removesuffix("_total") for line in page.splitlines() if line.startswith("# TYPE ")}
+    families = [*FAMILIES, *(family for own in PROCESS_FAMILIES.values() for family in own)]
+    assert documented == family_names(families)
+    for family in families:
+        assert family.help in page, f"{family.name}: make metrics-page"

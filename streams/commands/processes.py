@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from schemas.settings import Settings
 
 
-PROCESSES = ("intake", "worker", "retries", "sink", "trainer", "rollout")
+PROCESSES = ("intake", "worker", "retries", "sink", "trainer", "rollout", "exporter")
 
 
 @click.command()
@@ -98,7 +98,8 @@ def up(context: click.Context, settings: Settings, only: str | None) -> None:
     """Run everything until interrupted: local Kafka where none is set, topics, and all processes."""
     from streams.up import run_up
 
-    chosen = tuple(only.split(",")) if only else PROCESSES
+    default = PROCESSES[:-1] if settings.metrics.port == "off" else PROCESSES
+    chosen = tuple(only.split(",")) if only else default
     unknown = set(chosen) - set(PROCESSES)
     if unknown:
         raise click.ClickException(
