@@ -11,7 +11,7 @@ import contextlib
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Labels = tuple[str, ...]  # values, in the order of the family's label names
 
@@ -36,7 +36,7 @@ class Counter:
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
         self.name, self.help, self.labels = name, help, tuple(labels)
         self._values: dict[Labels, float] = {}
-        self._source: Callable[[], Mapping[Labels, float]] = dict
+        self._source: Callable[[], Mapping[Any, float]] = dict
 
     def add(self, *labels: str, by: float = 1.0) -> None:
         """Counts `by` more. One thread writes a family; a scrape reads beside it."""
@@ -56,7 +56,7 @@ class Counter:
         finally:
             self.add(*labels, by=time.perf_counter() - started)
 
-    def read_from(self, source: Callable[[], Mapping[Labels, float]]) -> None:
+    def read_from(self, source: Callable[[], Mapping[Any, float]]) -> None:
         """Takes what `source` has counted already, at each scrape."""
         self._source = source
 
@@ -74,9 +74,9 @@ class Gauge:
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
         self.name, self.help, self.labels = name, help, tuple(labels)
         self._values: dict[Labels, float] = {}
-        self._source: Callable[[], Mapping[Labels, float]] = dict
+        self._source: Callable[[], Mapping[Any, float]] = dict
 
-    def set(self, values: Mapping[Labels, float] | Iterable[tuple[Labels, float]]) -> None:
+    def set(self, values: Mapping[Any, float] | Iterable[tuple[Labels, float]]) -> None:
         """Replaces all series at once; of those with the same labels the values are added."""
         found: dict[Labels, float] = {}
         for labels, value in values.items() if isinstance(values, Mapping) else values:
@@ -93,7 +93,7 @@ class Gauge:
         """Replaces one series."""
         self._values[_bounded(labels, self._values)] = value
 
-    def read_from(self, source: Callable[[], Mapping[Labels, float]]) -> None:
+    def read_from(self, source: Callable[[], Mapping[Any, float]]) -> None:
         """Asks `source` at each scrape, from the scraping thread."""
         self._source = source
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.case import DEAD_REASONS, DROPPED_REASONS, UNRESOLVED_REASONS
-from schemas.metrics import OTHER, Labels, known
+from schemas.metrics import OTHER, Gauge, Labels, known
 from schemas.settings import Settings
 from streams.exporter import families as f
 from streams.gold import open_gold
@@ -73,7 +73,7 @@ def show_gold(settings: Settings) -> None:
 
 
 def _show_cases(settings: Settings, rows: Iterable[tuple[Any, ...]]) -> None:
-    found: dict[f.Gauge, list[tuple[Labels, float]]] = {
+    found: dict[Gauge, list[tuple[Labels, float]]] = {
         family: [] for family in (f.CASES, f.DEAD, f.UNRESOLVED, f.DROPPED, f.GOLD, f.GOLD_STRATEGY, f.REVIEWS)
     }
     newest: dict[Labels, float] = {}

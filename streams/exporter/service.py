@@ -41,8 +41,10 @@ def run_exporter(settings: Settings, stop: threading.Event, ready: Callable[[], 
         Reading("gold", GOLD_EVERY_S, GoldReading(settings).read),
         Reading("training", TRAINING_EVERY_S, TrainingReading(settings).read),
     ]
-    for thread in (*followers, *readings):
-        thread.start()
+    for follower in followers:
+        follower.start()
+    for reading in readings:
+        reading.start()
     try:
         deadline = time.monotonic() + FIRST_S
         for reading in readings:
@@ -52,8 +54,10 @@ def run_exporter(settings: Settings, stop: threading.Event, ready: Callable[[], 
             ready()
         stop.wait()
     finally:
-        for thread in (*readings, *followers):
-            thread.stop()
+        for reading in readings:
+            reading.stop()
+        for follower in followers:
+            follower.stop()
         lag.close()
 
 
