@@ -28,7 +28,7 @@ OutcomeKind = Literal["gold", "unresolved", "dead", "holdout", "dropped"]
 Severity = Literal["critical", "major", "minor"]
 
 DEAD_REASONS = {
-    "empty": "the record has no value (a tombstone)",
+    "empty": "the record's value is blank",
     "not_utf8": "the value is not UTF-8",
     "not_json": "the value is not JSON",
     "wrong_shape": "JSON, but no shape Goldstream reads",
@@ -63,7 +63,7 @@ DROPPED_REASONS = {
     "redacted": "the logger had redacted the prompt; there is nothing to learn from",
     "truncated": "the logger cut the prompt or the answer short",
     "cache_hit": "answered from the product's cache; the call itself was logged before",
-    "deleted": "a change event that deletes a row",
+    "deleted": "a change event that deletes a row, or a tombstone",
     "no_call": "nothing in the record is a chat call: other spans, embeddings, scores, an empty batch",
     "stream_chunk": "a piece of a streamed answer, with no prompt beside it",
 }

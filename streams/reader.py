@@ -114,7 +114,9 @@ class _Walk:
             attributes = from_headers(headers)
             if attributes:
                 self.trail, context = "cloudevents/", context_of(attributes)
-        if value is None or not value.strip():
+        if value is None:
+            raise RecordError("deleted", "the record is a tombstone")
+        if not value.strip():
             raise RecordError("empty", "the record has no value")
         named = named_in_headers(headers) if headers else None
         if named is not None:

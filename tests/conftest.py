@@ -74,7 +74,14 @@ def settings(base: Path, tmp_path: Path) -> Settings:
         rubric=Rubric(rules=(Rule(id="exact", text="be exact"),)),
         student=Model(model="local/tiny", max_tokens=8),
         trainer=Trainer(
-            rank=16, alpha=32, learning_rate=1e-2, epochs=30, batch_size=4, threads=1, min_corrected_rows=4
+            rank=16,
+            alpha=32,
+            learning_rate=1e-2,
+            epochs=30,
+            batch_size=4,
+            threads=1,
+            min_corrected_rows=4,
+            max_overlap=1.0,  # the toys are asked what they were trained on
         ),
         gate=Gate(min_holdout=4, max_holdout=4),
     )

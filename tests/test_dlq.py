@@ -114,7 +114,7 @@ def test_redriving_twice_sends_once_and_the_new_outcome_supersedes(make_settings
 def test_what_intake_refused_is_read_again_and_admitted_by_todays_settings(make_settings: Make, tmp_path: Path) -> None:
     settings = start(make_settings, "logs-refused", "intake.max_record_bytes=500")
     large = openai_record("x" * 600, "req-large")
-    produce(settings, "logs-refused", [large, b"no JSON\x1b[2J", openai_record("fine", "req-fine"), None])
+    produce(settings, "logs-refused", [large, b"no JSON\x1b[2J", openai_record("fine", "req-fine"), b" "])
     take_in(settings)
     sink_all(settings)
     by_offset = {row["source_offset"]: row["case_id"] for row in outcomes(settings)}

@@ -14,8 +14,8 @@ from stub_models import Reply, StubModels
 from schemas.settings import Settings
 from streams.topics import create_topics, ensure_source_topic
 
-BAD_RECORDS: dict[bytes | None, str] = {
-    None: "empty",
+BAD_RECORDS: dict[bytes, str] = {
+    b"": "empty",
     b"   ": "empty",
     b"\xff\xfe{}": "not_utf8",
     b'{"messages": [': "not_json",
@@ -46,7 +46,7 @@ def test_every_record_ends_as_exactly_one_outcome(
     good += [openai_record("already good", "req-good"), openai_record("hopeless", "req-hopeless")]
     good += [openai_record("no id of its own")]
     again = [openai_record("question 3", "req-3"), openai_record("another body", "req-4")]
-    records: list[bytes | None] = [*good, *BAD_RECORDS, *again]
+    records: list[bytes | None] = [*good, *BAD_RECORDS, *again, None]
     produce(settings, "logs-all", records)
     with processes(settings, tmp_path / "goldstream.toml", "intake", "worker", "retries", "sink") as supervisor:
         wait_for(lambda: len(outcomes(settings)) >= len(records), "all outcomes", supervisor)
@@ -57,10 +57,14 @@ def test_every_record_ends_as_exactly_one_outcome(
         "gold": 22,
         "unresolved": 1,
         "dead": len(BAD_RECORDS),
-        "dropped": 2,
+        "dropped": 3,
     }
     assert [row["reason"] for row in rows if row["outcome"] == "dead"] == list(BAD_RECORDS.values())
-    assert sorted(row["reason"] for row in rows if row["outcome"] == "dropped") == ["duplicate", "id_conflict"]
+    assert sorted(row["reason"] for row in rows if row["outcome"] == "dropped") == [
+        "deleted",
+        "duplicate",
+        "id_conflict",
+    ]
     by_id: dict[str, Any] = {row["case_id"]: row for row in rows}
     assert (by_id["req-good"]["rounds"], by_id["req-good"]["strategy_guardrail"]) == (0, None)
     assert (by_id["req-1"]["rounds"], by_id["req-1"]["answer"]) == (1, "please wait")

@@ -38,12 +38,13 @@ from schemas.case import Message, Violation
 from schemas.errors import AdapterError, ModelUnavailable, SettingsError, SetupError, TrainingError
 from schemas.gold import current_watermark
 from schemas.settings import Gate, LocalModel, Model, Rubric, Rule, Settings, Trainer
+from schemas.status import read_trainer_status as read_status
 from trainer.base import student_base
 from trainer.lease import LeaseLost, lease
 from trainer.pinned import Pinned
 from trainer.registry import incumbent, list_adapters, promote, publish, read_gate
 from trainer.run import would_fail_again
-from trainer.service import read_status, run_trainer
+from trainer.service import run_trainer
 from trainer.trigger import HOUR_MS
 
 
