@@ -15,9 +15,9 @@ from factory import CONFIG, Broker, Lane
 from tiny import make_tiny_model
 
 from schemas.adapters import AdapterRecord, adapter_folder, verify_adapter
+from schemas.status import read_trainer_status as read_status
 from trainer.records import KafkaRecords
 from trainer.registry import incumbent, list_adapters, promote, promotions
-from trainer.service import read_status
 
 TASK = "chaos"
 MORE = """
