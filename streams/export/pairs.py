@@ -107,7 +107,7 @@ class Selection:
         sql = f"SELECT {columns} FROM {source} WHERE {self._condition} ORDER BY kafka_partition, kafka_offset"
         result = self._ask(sql)
         names = [column[0] for column in result.description or []]
-        while batch := result.fetchmany(_ROWS):
+        while batch := self._fetch(result):
             for values in batch:
                 row = dict(zip(names, values, strict=True))
                 try:
@@ -167,10 +167,14 @@ class Selection:
         try:
             return self.connection.execute(sql, asked)
         except duckdb.Error as error:
-            raise GoldError(
-                f"--where {choice.where!r}: DuckDB refuses it: {error}\nExpected a condition over the columns of "
-                "`outcomes`, such as corrected AND score = max_score."
-            ) from error
+            raise _refused(choice, error) from error
+
+    def _fetch(self, result: Any) -> list[tuple[Any, ...]]:
+        try:
+            rows: list[tuple[Any, ...]] = result.fetchmany(_ROWS)
+            return rows
+        except duckdb.Error as error:  # a condition may fail at some row
+            raise _refused(self.choice, error) from error
 
 
 _COUNTED = ("task", "rubric", "accepted_by", "accepted_kind", "answered_by", "corrected")
@@ -186,6 +190,15 @@ _COLUMNS = (
     "strategy_guardrail",
     "strategy_model",
 )
+
+
+def _refused(choice: Choice, error: duckdb.Error) -> GoldError:
+    if not choice.where:
+        return GoldError(f"the gold set cannot be read: {error}")
+    return GoldError(
+        f"--where {choice.where!r}: DuckDB refuses it: {error}\nExpected a condition over the columns of `outcomes`, "
+        "such as corrected AND score = max_score."
+    )
 
 
 def _condition(choice: Choice) -> str:
