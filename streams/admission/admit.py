@@ -54,7 +54,7 @@ class Admission:
         for one in found:
             place = msgspec.structs.replace(source, index=one.index, count=len(found))
             if isinstance(one.record, RecordError):
-                cases.append(_unread(value, place, task, one.record))
+                cases.append(_unread(value, place, task, one.record, shape=one.shape))
             else:
                 try:
                     cases.append(self._admit_one(value or b"", one.record, place))
@@ -69,10 +69,10 @@ class Admission:
         task = self._rules.task_of(source.topic, record)
         if task is None:
             tasks = ", ".join(name for name, one in settings.tasks.items() if source.topic in one.topics)
-            return _unread(value, source, "", RecordError("no_match", f"asked: {tasks}"), case_id)
+            return _unread(value, source, "", RecordError("no_match", f"asked: {tasks}"), case_id, record.shape)
         sample = settings.tasks[task].sample
         if sample < 1 and share_of(key, "sample", case_id) >= sample:
-            return _unread(value, source, task, RecordError("unsampled", ""), case_id)
+            return _unread(value, source, task, RecordError("unsampled", ""), case_id, record.shape)
         body = (record.messages, record.answer, *([record.tool_calls] if record.tool_calls else []))
         case = self._redactors[task].redact(
             Case(
@@ -105,7 +105,7 @@ class Admission:
         limit = settings.kafka.max_message_bytes
         if len(value) * _GROWTH + _OWN_BYTES > limit and (size := len(encode_case(case))) > limit:
             error = RecordError("too_large", f"{size} bytes as a case; kafka.max_message_bytes is {limit}")
-            return _unread(value, source, task, error, case_id)
+            return _unread(value, source, task, error, case_id, record.shape)
         return case
 
 
@@ -119,6 +119,7 @@ def refused(case: Case, reason: str, detail: str = "") -> Case:
         source=case.source,
         body_sha256=case.body_sha256,
         created_ms=case.created_ms,
+        shape=case.shape,
     )
     return bare.ended("dropped", "intake", _now_ms(), reason, detail)
 
@@ -152,7 +153,9 @@ def _identity(record: Record) -> str:
     return producer_id(record.event_id) if record.event_id else ""
 
 
-def _unread(value: bytes | None, source: Source, task: str, error: RecordError, case_id: str = "") -> Case:
+def _unread(
+    value: bytes | None, source: Source, task: str, error: RecordError, case_id: str = "", shape: str = ""
+) -> Case:
     """Returns the ended case of what is not admitted; without an id of its own, for another record may have that."""
     case = Case(
         case_id=case_id or coordinates_id(source),
@@ -161,6 +164,7 @@ def _unread(value: bytes | None, source: Source, task: str, error: RecordError, 
         source=source,
         body_sha256=hashlib.sha256(value or b"").hexdigest(),
         created_ms=_now_ms(),
+        shape=shape,
     )
     kind: OutcomeKind = "dropped" if error.reason in DROPPED_REASONS else "dead"
     return case.ended(kind, "intake", _now_ms(), error.reason, error.detail)
