@@ -232,19 +232,21 @@ if pid == 0:
 seen = b""
 def until(text, press=b""):
     global seen
+    os.write(terminal, press)
     tries = 0
     while text not in seen:
-        os.write(terminal, press)
-        if select.select([terminal], [], [], 2 if press else 30)[0]:
+        if select.select([terminal], [], [], 5)[0]:
             seen += os.read(terminal, 4096)
-        elif not press or tries > 15:
+        elif tries == 10:
             os.kill(pid, 9)
             sys.exit(f"waited for {text} in {seen}")
-        tries += 1
+        else:
+            os.write(terminal, press)  # Ctrl-C between two reads of readline is heard at the next key
+            tries += 1
     seen = seen[seen.index(text) + len(text):]
 until(b"gold> "); os.write(terminal, b"SELEC;\\n"); until(b"syntax error")
 until(b"gold> "); os.write(terminal, b"SELECT\\n")
-until(b"... "); until(b"gold> ", press=b"\\x03")  # one between two reads of readline is heard at the next key
+until(b"... "); until(b"gold> ", press=b"\\x03")
 os.write(terminal, b"SELECT 6 * 7 AS answer;\\n"); until(b" 42 ")
 until(b"gold> "); os.write(terminal, b"\\x04")
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
