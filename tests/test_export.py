@@ -25,6 +25,8 @@ from streams.export.formats import FORMATS, Name
 from streams.export.pairs import Choice
 from streams.export.tables import PAIR_SCHEMA
 from streams.export.write import Exported, export_gold
+from trainer.contamination import uncontaminated
+from trainer.dataset import train_rows
 
 TOOL = {"type": "function", "function": {"name": "dose", "parameters": {"type": "object", "properties": {"of": {}}}}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "dose", "arguments": '{"of": "metformin"}'}}
@@ -73,6 +75,15 @@ def test_held_out_and_contaminated_rows_are_left_out_and_counted(settings: Setti
     assert found.left_out == {"contaminated": 1, "holdout": 1}
     written = [(row["case_id"], row["pair"]) for row in lines(tmp_path / "out" / "train.jsonl")]
     assert written == [("req-0", "A"), ("req-0", "B"), ("req-1", "A")]
+
+
+def test_what_is_left_out_is_what_training_leaves_out(settings: Settings, tmp_path: Path) -> None:
+    then = current_watermark(settings.gold)
+    rows = train_rows(settings.gold, "scribe", then)
+    kept, contaminated = uncontaminated(rows, settings.gold, "scribe", then, 0.5)
+    found = export(settings, "trl", tmp_path / "out")
+    assert found.left_out["contaminated"] == contaminated == 1
+    assert found.cases["train"] == len(kept)
 
 
 def test_they_come_along_where_they_are_asked_for_the_held_out_ones_as_a_test_split(
@@ -228,6 +239,17 @@ def test_openai_gets_pair_a_alone_unless_told_and_no_loss_on_what_was_said_befor
     assert [message.get("weight") for message in first["messages"]] == [None, None, 0, None, 0, None, None]
     export(settings, "openai", tmp_path / "rgt", pairs="rgt")
     assert lines(tmp_path / "rgt" / "train.jsonl")[1]["messages"][-1]["content"].startswith("<think>\nMistake:")
+
+
+def test_a_key_that_is_null_in_most_of_a_file_holds_a_value_near_its_beginning(
+    settings: Settings, tmp_path: Path
+) -> None:
+    plain = [at_once(number, messages=(Message("user", f"{number} " * 2000),)) for number in range(10, 30)]
+    land(settings.gold, [*plain, ended(30, messages=ASKED, tools=(TOOL,))], partition=2)
+    export(settings, "trl", tmp_path / "out", where="kafka_partition = 2")
+    rows = lines(tmp_path / "out" / "train.jsonl")
+    assert [row["case_id"] for row in rows[:2]] == ["req-30", "req-30"]
+    assert [row["case_id"] for row in rows[2:]] == [f"req-{number}" for number in range(10, 30)]
 
 
 @pytest.mark.parametrize(("name", "path"), [("parquet", "train.parquet"), ("hf", "data/train-00000.parquet")])

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import msgspec
 
@@ -16,6 +15,7 @@ from schemas.gold import Watermark, current_watermark
 from schemas.settings import Settings
 from streams.export.card import card, dataset_name
 from streams.export.formats import FORMATS, Format, Name
+from streams.export.json_lines import JsonLines
 from streams.export.llama_factory import INFO, dataset_info
 from streams.export.pairs import LEFT_OUT, Choice, LeftOut, Selection
 from streams.export.tables import TableFile
@@ -87,7 +87,7 @@ def export_gold(
 def _write_pairs(folder: Path, form: Format, selection: Selection) -> dict[str, list[str]]:
     """Writes every pair and returns the files of each split."""
     tools, thinking = selection.uses_tools(), selection.choice.pairs == "rgt"
-    open_files: dict[str, _JsonLines | TableFile] = {}
+    open_files: dict[str, JsonLines | TableFile] = {}
     files: dict[str, list[str]] = {}
     written: dict[str, int] = {}
     try:
@@ -115,24 +115,9 @@ def _write_pairs(folder: Path, form: Format, selection: Selection) -> dict[str, 
     return files
 
 
-class _JsonLines:
-    """One file of JSON lines."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
-
-    def add(self, row: Any) -> None:
-        """Adds a line."""
-        self._file.write(msgspec.json.encode(row) + b"\n")
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def _open(path: Path) -> _JsonLines | TableFile:
+def _open(path: Path) -> JsonLines | TableFile:
     path.parent.mkdir(exist_ok=True)
-    return TableFile(path) if path.suffix == ".parquet" else _JsonLines(path)
+    return TableFile(path) if path.suffix == ".parquet" else JsonLines(path)
 
 
 def _refuse_taken(target: Path, force: bool) -> None:
