@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from schemas.topics import COMMANDS, OUTCOMES, STAGE_INPUT, retry_topic
 from streams.clients import make_consumer, make_producer
 from streams.stage import now_ms
 from streams.topics import connect_admin
+
+logging.getLogger("kafka.admin._groups").setLevel(logging.ERROR)  # it cannot read Faust's metadata, nor need it
 
 
 class Lag(NamedTuple):

@@ -128,6 +128,9 @@ def test_a_running_factory_shows_what_becomes_of_its_records(
         scraped = {process: series(text) for process, text in scrape_all(settings).items()}
     finally:
         supervisor.stop()
+    log = (settings.state / "logs" / "exporter.log").read_text()
+    assert "WARNING" not in log
+    assert "ERROR" not in log
     intake, worker, sink, exporter = (scraped[name] for name in ("intake", "worker", "sink", "exporter"))
     read = "goldstream_intake_records_total"
     assert total(intake, read, topic=TOPIC) == everything

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from schemas.commands import PAUSABLE
 from schemas.errors import GoldstreamError
 from schemas.settings import Settings
 from schemas.topics import ADAPTERS, COMMANDS
@@ -34,7 +33,6 @@ def run_exporter(settings: Settings, stop: threading.Event, ready: Callable[[], 
     What fails is logged, shown as goldstream_exporter_up 0, and tried again: an exporter outlives what it watches.
     """
     announced, lag = Announced(settings), LagReading(settings)
-    f.STAGE_PAUSED.set({(stage,): 0.0 for stage in PAUSABLE})
     followers = [Follower(settings, ADAPTERS, announced.adapter), Follower(settings, COMMANDS, announced.command)]
     readings = [
         Reading("lag", LAG_EVERY_S, lag.read),

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from schemas.adapters import VERSION, AdapterRecord, GateReport
-from schemas.commands import Pause
+from schemas.commands import PAUSABLE, Pause
 from schemas.metrics import Labels
 from schemas.settings import Settings
 from schemas.status import read_rollout_status, read_trainer_status
@@ -83,7 +83,8 @@ class Announced:
         self._settings = settings
         self._lock = threading.Lock()
         self._serving: dict[str, AdapterRecord] = {}
-        self._paused: dict[Labels, float] = {}
+        self._paused: dict[Labels, float] = {(stage,): 0.0 for stage in PAUSABLE}
+        f.STAGE_PAUSED.set(self._paused)
 
     def adapter(self, key: bytes, value: bytes) -> None:
         """Takes a record of gs.adapters; one that cannot be read changes nothing, as for the workers."""
