@@ -15,6 +15,7 @@ import pytest
 from ended_cases import ended, land
 from transformers import AutoTokenizer
 
+from schemas.case import Message
 from schemas.gold import current_watermark
 from schemas.settings import Settings
 from streams.export.formats import Name
@@ -25,6 +26,9 @@ from trainer.dataset import build_examples, train_rows
 ROOT = Path(__file__).resolve().parent.parent
 TRL = ROOT / ".goldstream" / "bench-trl" / "bin" / "python"
 BASE = ROOT / "agents" / "scribe" / "student"
+
+TOOL = {"type": "function", "function": {"name": "dose", "parameters": {"type": "object", "properties": {"of": {}}}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "dose", "arguments": '{"of": "metformin"}'}}
 
 pytestmark = pytest.mark.full
 
@@ -43,7 +47,8 @@ def trained(folder: Path, cache: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["trl", "hf"])
 def test_trl_trains_on_the_tokens_that_our_own_training_makes(tmp_path: Path, name: Name) -> None:
     settings = Settings(state_dir=str(tmp_path / "state"))
-    land(settings.gold, [ended(0), ended(1), ended(2, "unresolved")])
+    asked = (Message("user", "dose?"), Message("assistant", None, tool_calls=[CALL]), Message("tool", "5 mg"))
+    land(settings.gold, [ended(0), ended(1, messages=asked, tools=(TOOL,)), ended(2, "unresolved")])
     export_gold(settings, name, tmp_path / "out", Choice())
 
     found = trained(tmp_path / "out", tmp_path / "cache")
