@@ -17,13 +17,15 @@ from ended_cases import AT_MS, ended, land
 from tiny import write_manifest
 
 from goldstream import cli
-from schemas.case import Charge, Message, Review, Strategy
+from schemas.case import Charge, Message, Review, Strategy, encode_case
 from schemas.errors import GoldError
 from schemas.gold import current_watermark
+from schemas.outcomes import outcome_row, outcome_table
 from schemas.settings import Settings
 from streams.difference import difference
 from streams.gold import VIEWS, query, stats
 from streams.shell import run_shell
+from streams.telling import tell
 from streams.watermarks import find_watermark, to_json
 from streams.why import find_row
 
@@ -79,6 +81,17 @@ def test_why_tells_a_rows_whole_story(settings: Settings) -> None:
         "supersedes: epoch 0, unresolved (rounds_spent)",
     ):
         assert line in told
+
+
+def test_a_case_on_its_way_and_its_row_are_told_alike() -> None:
+    case = ended(5)
+    moving = msgspec.json.decode(encode_case(msgspec.structs.replace(case, outcome=None)))
+    row = outcome_table([outcome_row(case, 0, 0)]).to_pylist()[0]
+    on_topic = tell({"where": "topic gs.refine, not yet in the gold set", "case": moving})
+    in_gold = tell({"where": "gold set", "case": row})
+    assert on_topic[2] == "now: in flight, on topic gs.refine, not yet in the gold set"
+    assert in_gold[2] == "now: gold, in the gold set, since 2026-09-21 14:13:20 UTC, epoch 0"
+    assert [*on_topic[:2], *on_topic[3:]] == [*in_gold[:2], *in_gold[3:]]
 
 
 def test_show_prints_the_row_by_column_and_json_holds_the_attempts(settings: Settings) -> None:
