@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from agents.completion import Completion
+from schemas.case import Spend
 from schemas.errors import AdapterError, ModelError
 from schemas.measures import MODEL_CALLS, MODEL_COST, MODEL_IN_FLIGHT, MODEL_SECONDS, MODEL_TOKENS
 
@@ -35,13 +36,20 @@ class Counted:
         completion = self._completion
         if completion is None:
             MODEL_CALLS.add(*self._asked, _result(error))
+            spend: Spend | None = getattr(error, "spend", None)
+            if spend is not None:  # an answer that says nothing is paid for too
+                _charge(self._asked, spend.prompt_tokens, spend.completion_tokens, spend.cost_usd)
             return
         answered = (*self._asked[:2], completion.model)
         MODEL_CALLS.add(*answered, "ok")
         MODEL_SECONDS.add(*answered, seconds=time.perf_counter() - self._started)
-        MODEL_TOKENS.add(*answered, "prompt", by=completion.prompt_tokens)
-        MODEL_TOKENS.add(*answered, "completion", by=completion.completion_tokens)
-        MODEL_COST.add(*answered, by=completion.cost_usd)
+        _charge(answered, completion.prompt_tokens, completion.completion_tokens, completion.cost_usd)
+
+
+def _charge(asked: tuple[str, str, str], prompt_tokens: int, completion_tokens: int, usd: float) -> None:
+    MODEL_TOKENS.add(*asked, "prompt", by=prompt_tokens)
+    MODEL_TOKENS.add(*asked, "completion", by=completion_tokens)
+    MODEL_COST.add(*asked, by=usd)
 
 
 def _result(error: BaseException | None) -> str:

