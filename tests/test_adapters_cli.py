@@ -49,6 +49,7 @@ rank = 4
 epochs = 1
 learning_rate = 1e-2
 threads = 1
+max_overlap = 1.0
 [tasks.toy.gate]
 min_holdout = 4
 """)
@@ -215,7 +216,9 @@ def test_a_task_need_not_be_named_where_there_is_one_and_must_where_there_are_tw
     command: Any, registry: Path, tmp_path: Path
 ) -> None:
     toml = tmp_path / "goldstream.toml"
-    toml.write_text(toml.read_text() + toml.read_text()[toml.read_text().index("[tasks.toy]") :].replace("toy", "two"))
+    first = toml.read_text()
+    second = first[first.index("[tasks.toy]") :].replace("toy", "two").replace('["log"]', '["other"]')
+    toml.write_text(first + second)
     with pytest.raises(SettingsError, match="which task"):
         command("adapters", "show", "1")
     assert NEW in command("adapters", "show", "2", "--task", "toy").stdout
