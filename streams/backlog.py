@@ -61,9 +61,7 @@ class BacklogReader:
         try:
             owners = self._lag.members(dict.fromkeys(row.group for row in rows))
         except KafkaError as error:
-            raise BrokerError(
-                f"groups could not be described: {error!r}. Try `goldstream doctor`."
-            ) from error
+            raise BrokerError(f"groups could not be described: {error!r}. Try `goldstream doctor`.") from error
         found = []
         for row in rows:
             key = (row.group, row.topic, row.partition)
