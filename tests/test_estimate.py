@@ -124,8 +124,8 @@ def test_a_wrong_start_or_topic_is_named(make_settings: Make) -> None:
     settings = start(make_settings, "logs-wrong")
     with pytest.raises(SettingsError, match="--start soon: expected latest, earliest"):
         estimate(settings, start="soon")
-    with pytest.raises(SettingsError, match="topic logs-none does not exist"):
-        estimate(make_settings('[tasks.a]\ntopics = ["logs-none"]\n' + _ROLES))
+    with pytest.raises(SettingsError, match="topic logs-of-nobody does not exist"):
+        estimate(make_settings('[tasks.a]\ntopics = ["logs-of-nobody"]\n' + _ROLES))
 
 
 _ROLES = "".join(f'[tasks.a.{role}]\nmodel = "openai/x"\n' for role in MODELS)
