@@ -104,13 +104,14 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 @cache
 def close_failed_sockets() -> None:
-    """Has kafka-python close the socket of a connection attempt that fails, or that a closing client gives up.
+    """Has kafka-python close the socket of a connection or handshake that fails, or that a closing client gives up.
 
     kafka-python 3.0.12 leaves it to the garbage collector.
     """
     from kafka.net.inet import KafkaNetSocket
+    from kafka.net.transport import KafkaSSLTransport
 
-    connect_socket = KafkaNetSocket.sock_connect
+    connect_socket, shake_hands = KafkaNetSocket.sock_connect, KafkaSSLTransport.handshake
 
     async def sock_connect(self: Any, net: Any, sock: socket.socket, *arguments: Any, **options: Any) -> Any:
         try:
@@ -119,7 +120,15 @@ def close_failed_sockets() -> None:
             sock.close()
             raise
 
-    KafkaNetSocket.sock_connect = sock_connect
+    async def handshake(self: Any) -> None:
+        try:
+            await shake_hands(self)
+        except BaseException:
+            if self._sock is not None:
+                self._sock.close()
+            raise
+
+    KafkaNetSocket.sock_connect, KafkaSSLTransport.handshake = sock_connect, handshake
 
 
 def sasl_password(settings: Settings) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,16 +29,6 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         yield made
     finally:
         stop_broker(made)
-
-
-@pytest.fixture
-def refused_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """kafka-python leaves sockets whose connection was refused to the garbage collector; its log records hold them."""
-    caplog.set_level(logging.CRITICAL + 1, "kafka")
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def test_a_second_start_finds_the_first_and_stop_ends_it(settings: Settings) -> None:
@@ -150,7 +137,6 @@ def test_a_failing_maven_tells_its_error(tmp_path: Path, monkeypatch: pytest.Mon
     [lambda s: make_producer(s, "test"), make_consumer, make_admin],
     ids=["producer", "consumer", "admin"],
 )
-@pytest.mark.usefixtures("refused_sockets")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_broker_that_is_not_there_is_named_within_seconds(connect: Callable[[Settings], object]) -> None:
     threads = threading.active_count()
@@ -163,7 +149,6 @@ def test_a_broker_that_is_not_there_is_named_within_seconds(connect: Callable[[S
     assert threading.active_count() == threads, "a client that could not be made leaves nothing running"
 
 
-@pytest.mark.usefixtures("refused_sockets")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_an_address_that_is_no_kafka_is_told_from_one_that_is_silent(kafka: str) -> None:
     overrides = [f"kafka.bootstrap_servers={kafka}", "kafka.security_protocol=SSL"]
