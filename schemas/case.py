@@ -66,6 +66,7 @@ DROPPED_REASONS = {
     "deleted": "a change event that deletes a row, or a tombstone",
     "no_call": "nothing in the record is a chat call: other spans, embeddings, scores, an empty batch",
     "stream_chunk": "a piece of a streamed answer, with no prompt beside it",
+    "forgotten": "its user, trace, session or itself is forgotten: goldstream forget",
 }
 
 UNRESOLVED_REASONS = {
@@ -146,6 +147,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refiner: str = ""  # who rewrote it: "student", "teacher" or "expert"; "" for a first attempt
     rewrote: int | None = None  # round of the attempt that was rewritten
     changed: float | None = None  # share of the words that the rewrite touched, 0 to 1
+    tool_calls: tuple[dict[str, Any], ...] = ()  # those in `text`, as chat completions write them: schemas.tools
 
 
 class Strategy(msgspec.Struct, frozen=True):
@@ -229,6 +231,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     session: str = ""  # keyed hash of the conversation; near copies share it
     workload: str = ""
     user: str = ""  # keyed hash, for erasure
+    trace_key: str = ""  # keyed hash of trace_id, likewise
     created_ms: int = 0
     messages: tuple[Message, ...] = ()
     production_answer: str | None = None

@@ -132,6 +132,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("production_cost_usd", pa.float64()),
         ("placeholders", pa.list_(pa.string())),  # that stand for personal values in the texts
         ("charges", pa.list_(_charge)),  # the spend by role, model and round
+        ("trace_key", pa.string()),  # keyed hash of trace_id, as user is of the user's: erasure finds rows by them
     ]
 )
 
@@ -222,6 +223,7 @@ def outcome_row(case: Case, partition: int, offset: int) -> dict[str, Any]:
         "production_cost_usd": case.production_cost_usd,
         "placeholders": list(case.placeholders) or None,
         "charges": [msgspec.structs.asdict(charge) for charge in case.charges],
+        "trace_key": case.trace_key or None,
     }
 
 

@@ -31,7 +31,7 @@ def row_case(row: dict[str, Any]) -> Case:
         **({"count": row["source_count"]} if row["source_count"] is not None else {}),
     )
     spend = Spend(row["calls"], row["prompt_tokens"], row["completion_tokens"], row["cost_usd"], row["model_s"])
-    texts = ("pipeline", "body_sha256", "trace_id", "session", "workload", "user")
+    texts = ("pipeline", "body_sha256", "trace_id", "session", "workload", "user", "trace_key")
     product = ("production_model", "shape", "production_finish")
     known: dict[str, Any] = {name: row[name] for name in ("case_id", "epoch", "task", "split", "schema_version")}
     known |= {name: row[name] or "" for name in (*texts, *product)}

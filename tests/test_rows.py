@@ -35,7 +35,7 @@ def full() -> Case:
         ended(1),
         epoch=2,
         source=Source(cluster="c", topic="t", partition=1, offset=5, index=1, timestamp_ms=1_790_000_000_001, count=2),
-        pipeline="p", trace_id="t", session="s", workload="w", user="u",
+        pipeline="p", trace_id="t", session="s", workload="w", trace_key="k1", user="u",
         messages=(Message("user", [{"type": "text", "text": "hi"}]), Message("assistant", None, tool_calls=[tool])),
         production_answer="41", production_model="gpt", shape="openai-chat", event_ms=1_790_000_000_002,
         tools=(tool,), params={"temperature": 0.5}, production_tool_calls=(tool,), production_finish="stop",

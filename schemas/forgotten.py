@@ -1,0 +1,235 @@
+"""Who and what is forgotten: the records of gs.forgotten, the file readers consult, and what is left of a row.
+
+`goldstream forget` writes them (streams.forgetting). A forgotten row is told by three columns of keyed hashes (user,
+trace_key, session), or by its place on gs.outcomes where a hash cannot tell it. Three things are asked of `Forgotten`:
+
+    without(table)   for readers: the rows nobody has forgotten. The views of views.sql leave out the same rows.
+    erased(table)    for compaction: every row stays, and a forgotten one keeps no text and no hash, only where it came
+                     from and what it cost. It ends as dropped, "forgotten", so that each source record still has its
+                     outcome, the sink still knows the id, and costs add up. Readers do not see it.
+    covers(case, k)  for whoever moves cases; `bare_case` is what moves on of one that is forgotten.
+
+On disk: gold/forgotten/keys.parquet, replaced whole, one row for each key or place. Plain SQL can anti-join it: kind
+is user, trace, session, case (a hash in `key`) or row (partition, offset); rows created before `until` are forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.case import Case, Source, Stage
+from schemas.errors import GoldError
+from schemas.hashing import keyed_hash
+from schemas.outcomes import OUTCOME_SCHEMA, outcome_row
+
+Kind = Literal["user", "trace", "session", "case"]
+KINDS: tuple[Kind, ...] = ("user", "trace", "session", "case")
+REASON = "forgotten"  # of a dropped row: what is left of one
+KEY_COLUMNS: dict[Kind, str] = {"user": "user", "trace": "trace_key", "session": "session"}
+MATCHED_ON = (*KEY_COLUMNS.values(), "reason", "created_at", "kafka_partition", "kafka_offset")
+KEPT = (
+    *("schema_version", "case_id", "epoch", "task", "split", "dt", "pipeline"),
+    *("source_cluster", "source_topic", "source_partition", "source_offset", "source_index", "source_at"),
+    *("calls", "prompt_tokens", "completion_tokens", "cost_usd", "model_s", "created_at", "ended_at"),
+    *("kafka_partition", "kafka_offset", "source_count", "charges"),
+)
+_FOR_EVER_MS = 253_402_300_799_000  # the end of the year 9999
+
+Place = tuple[int, int]  # partition and offset on gs.outcomes
+
+FORGOTTEN_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("key", pa.string()),
+        ("at", pa.timestamp("ms", "UTC")),
+        ("until", pa.timestamp("ms", "UTC")),  # rows created before are forgotten; the year 9999 unless withdrawn
+        ("partition", pa.int32()),
+        ("offset", pa.int64()),
+    ]
+)
+
+
+class Forgetting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One record of gs.forgotten: what is forgotten, by its keyed hash, never by itself."""
+
+    kind: Kind
+    key: str
+    at_ms: int  # when it was asked for
+    until_ms: int = 0  # when it was withdrawn: what was logged from then on is not forgotten; 0 while it stands
+
+    @property
+    def name(self) -> bytes:
+        """Returns its key on the compacted topic."""
+        return f"{self.kind}/{self.key}".encode()
+
+    def supersedes(self, other: Forgetting | None) -> bool:
+        """Tells which of two about the same key counts: the later; of two at once the one that forgets more."""
+        return other is None or self._order() > other._order()
+
+    def covers(self, logged_ms: int) -> bool:
+        """Tells whether something logged then is forgotten."""
+        return not self.until_ms or logged_ms < self.until_ms
+
+    def _order(self) -> tuple[int, bool]:
+        return max(self.at_ms, self.until_ms), not self.until_ms
+
+
+class Forgotten:
+    """All that is forgotten, at one moment. It never changes; `joined` returns the next one."""
+
+    def __init__(
+        self, records: Mapping[tuple[str, str], Forgetting] | None = None, places: Set[Place] = frozenset()
+    ) -> None:
+        self.records = dict(records or {})
+        self.places = frozenset(places)
+        self._has_cases = any(kind == "case" for kind, _ in self.records)
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.places)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Forgotten) and (self.records, self.places) == (other.records, other.places)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def joined(self, records: Iterable[Forgetting], places: Iterable[Place] = ()) -> Forgotten:
+        """Returns this and more; in whatever order records come, the result is the same."""
+        known = dict(self.records)
+        for record in records:
+            if record.supersedes(known.get((record.kind, record.key))):
+                known[record.kind, record.key] = record
+        return Forgotten(known, self.places.union(places))
+
+    def covers(self, case: Case, split_key: str) -> bool:
+        """Tells whether a case on its way is forgotten; `split_key` is the setting that keys the hashes."""
+        if not self.records:
+            return False
+        keys: list[tuple[str, str]] = [("user", case.user), ("session", case.session)]
+        if case.trace_id:
+            keys.append(("trace", case.trace_key or keyed_hash(split_key, "trace", case.trace_id)))
+        if self._has_cases:
+            keys.append(("case", keyed_hash(split_key, "case", case.case_id)))
+        found = [record for key in keys if (record := self.records.get(key)) is not None]
+        return any(record.covers(logged_ms(case)) for record in found)
+
+    def mask(self, table: pa.Table) -> pa.ChunkedArray:
+        """Returns which rows are forgotten and still have what must go; the table has the columns MATCHED_ON.
+
+        trace_key may be missing: files written before rows had it are matched by place.
+        """
+        found = pa.chunked_array([pa.repeat(pa.scalar(False), len(table))])
+        created_ms = pc.cast(table["created_at"], pa.int64())
+        for kind, column in KEY_COLUMNS.items():
+            known = [record for record in self.records.values() if record.kind == kind]
+            if not known or column not in table.column_names:
+                continue
+            until = pa.array([record.until_ms or _FOR_EVER_MS for record in known], pa.int64())
+            at = pc.index_in(table[column], value_set=pa.array([record.key for record in known], pa.string()))
+            found = pc.or_(found, pc.fill_null(pc.less(created_ms, pc.take(until, at)), False))
+        for partition in {partition for partition, _ in self.places}:
+            offsets = pa.array([offset for p, offset in self.places if p == partition], pa.int64())
+            here = pc.equal(table["kafka_partition"], partition)
+            found = pc.or_(found, pc.and_(here, pc.is_in(table["kafka_offset"], value_set=offsets)))
+        return pc.and_(found, pc.not_equal(pc.fill_null(table["reason"], ""), REASON))
+
+    def without(self, table: pa.Table) -> pa.Table:
+        """Returns the rows that nobody has forgotten, for readers; what is left of erased ones is left out too."""
+        table = table.filter(pc.not_equal(pc.fill_null(table["reason"], ""), REASON))
+        return table.filter(pc.invert(self.mask(table))) if self else table
+
+    def erased(self, table: pa.Table) -> pa.Table:
+        """Returns the table with as many rows in the same order, of forgotten ones only what may stay; for files.
+
+        It may lack columns of OUTCOME_SCHEMA, not those of MATCHED_ON but trace_key. Erasing twice changes nothing.
+        """
+        if not self:
+            return table
+        mask = self.mask(table)
+        if not pc.any(mask).as_py():
+            return table
+        bare = outcome_row(_BARE.ended("dropped", "sink", 0, REASON), 0, 0)
+        gone = table.filter(mask)
+        columns = [
+            gone[field.name].combine_chunks()
+            if field.name in KEPT
+            else pa.array([bare.get(field.name)] * len(gone), field.type)
+            for field in table.schema
+        ]
+        both = pa.concat_tables([table.filter(pc.invert(mask)), pa.table(columns, schema=table.schema)])
+        at = pc.indices_nonzero(pc.invert(mask)), pc.indices_nonzero(mask)
+        return both.take(pc.sort_indices(pa.concat_arrays([_flat(at[0]), _flat(at[1])])))
+
+
+def logged_ms(case: Case) -> int:
+    """Returns when a case's record was logged, as far as anything tells; a replayed one is as old as it ever was."""
+    return min((ms for ms in (case.event_ms, case.source.timestamp_ms, case.created_ms) if ms > 0), default=0)
+
+
+def bare_case(case: Case, stage: Stage, at_ms: int) -> Case:
+    """Returns what is kept of a forgotten case on its way: where it came from and what it cost."""
+    kept = ("case_id", "epoch", "task", "split", "pipeline", "source", "created_ms", "spend", "charges")
+    return Case(**{name: getattr(case, name) for name in kept}).ended("dropped", stage, at_ms, REASON)
+
+
+def is_bare(case: Case) -> bool:
+    """Tells whether a case is what `bare_case` leaves."""
+    return case.outcome is not None and case.outcome.reason == REASON
+
+
+def forgotten_file(gold: Path) -> Path:
+    """Returns where a gold set keeps what is forgotten."""
+    return gold / "forgotten" / "keys.parquet"
+
+
+def read_forgotten(gold: Path) -> Forgotten:
+    """Returns what is forgotten in a gold set; nothing where nobody has asked. Raises GoldError for a damaged file."""
+    path = forgotten_file(gold)
+    try:
+        rows = pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
+    except FileNotFoundError:
+        return Forgotten()
+    except (pa.ArrowException, OSError) as error:
+        raise GoldError(
+            f"{path} cannot be read ({error}): without it forgotten rows would be read. Remove it and run `goldstream "
+            "forget --sync`, which writes it anew from the topic."
+        ) from error
+    return Forgotten().joined(
+        (_record(row) for row in rows if row["kind"] != "row"),
+        ((row["partition"], row["offset"]) for row in rows if row["kind"] == "row"),
+    )
+
+
+def forgotten_table(forgotten: Forgotten) -> pa.Table:
+    """Returns what is forgotten as the table of the file."""
+    rows: list[dict[str, Any]] = [
+        {"kind": r.kind, "key": r.key, "at": r.at_ms, "until": r.until_ms or _FOR_EVER_MS}
+        for _, r in sorted(forgotten.records.items())
+    ]
+    rows += [
+        {"kind": "row", "until": _FOR_EVER_MS, "partition": partition, "offset": offset}
+        for partition, offset in sorted(forgotten.places)
+    ]
+    return pa.Table.from_pylist(rows, schema=FORGOTTEN_SCHEMA)
+
+
+def _record(row: dict[str, Any]) -> Forgetting:
+    until_ms = round(row["until"].timestamp() * 1000)
+    at_ms = round(row["at"].timestamp() * 1000)
+    until_ms = 0 if until_ms == _FOR_EVER_MS else until_ms
+    return Forgetting(kind=row["kind"], key=row["key"], at_ms=at_ms, until_ms=until_ms)
+
+
+def _flat(array: Any) -> pa.Array:
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+_BARE = Case(case_id="", task="", split="train", source=Source(cluster="", topic="", partition=0, offset=0))
+
+assert set(KEPT) <= set(OUTCOME_SCHEMA.names)
