@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from streams.dashboard.state import Answer, DeadGroup, RoleCost
+from streams.dashboard.state import Answer, DeadGroup
 
 
 class Failed(Answer, frozen=True, kw_only=True):
@@ -34,6 +34,7 @@ class CaseLine(Answer, frozen=True, kw_only=True):
     score: float | None
     max_score: float | None
     usd: float
+    duration_s: float | None  # from admission to its end
     prompt: str
     answer: str
     strategy: str
@@ -51,39 +52,24 @@ class Cases(Answer, frozen=True, kw_only=True):
     next: str  # "" where there are no more
 
 
-class Step(Answer, frozen=True, kw_only=True):
-    """One thing that happened to a case, in order."""
+class Superseded(Answer, frozen=True, kw_only=True):
+    """An earlier end of a case that a redrive or an expert has superseded."""
 
-    kind: Literal["read", "attempt", "strategy", "review", "ended", "superseded"]
-    title: str
-    at_ms: int | None = None
-    text: str = ""
-    passed: bool | None = None
-    score: float | None = None
-    max_score: float | None = None
-    judge: str = ""
-    facts: tuple[str, ...] = ()  # short: model, adapter, latency, cost
-    violations: tuple[dict[str, str], ...] = ()  # rule, severity, hinge, why, fix
+    epoch: int
+    outcome: str
+    reason: str
+    review: str
+    reviewer: str
+    ended_ms: int
 
 
 class Story(Answer, frozen=True, kw_only=True):
-    """GET /api/cases/ID: the whole story, also of a case that is still on its way."""
+    """GET /api/cases/ID: everything known of a case, also of one that is still on its way."""
 
     case_id: str
-    task: str
-    split: str
-    where: str  # "gold set", or the topic it lies on
-    outcome: str  # "in flight" until it has ended
-    reason: str
-    epoch: int
-    messages: tuple[dict[str, Any], ...]  # role, content
-    steps: tuple[Step, ...]
-    answer: str | None
-    production_answer: str | None
-    usd: float
-    calls: int
-    tokens: int
-    charges: tuple[RoleCost, ...]
+    where: str  # "gold set", or the topic of ours it lies on
+    case: dict[str, Any]  # as schemas.case.Case; fields that have their default are left out
+    superseded: tuple[Superseded, ...]  # lower epochs, oldest first
     lines: tuple[str, ...]  # the same as `goldstream case` prints it
 
 
@@ -215,7 +201,10 @@ class Done(Answer, frozen=True, kw_only=True):
 
 
 class Access(Answer, frozen=True, kw_only=True):
-    """GET /api/access: whether the token sent is right, and where it lies. Never refused for a missing token."""
+    """GET /api/access: whether the token sent is right, and where it lies. Never refused for a missing token.
+
+    Also the answer of POST /api/session, which sets a cookie that is good for GET alone: a frame sends no header.
+    """
 
     write: bool
     reads_need_token: bool
