@@ -31,6 +31,8 @@ from streams.commands import (
 )
 from trainer.commands import adapters, methods, service
 
+TRAINER_PACKAGES = ("accelerate", "peft", "safetensors", "torch", "transformers")  # the extra `trainer`
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option("0.1.0", prog_name="goldstream")
@@ -79,6 +81,15 @@ def main() -> None:
         sys.exit(error.exit_code)
     except GoldstreamError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINER_PACKAGES:
+            raise
+        click.echo(
+            f"error: this needs {error.name}, which an installation of the stream side alone does not have. "
+            "Run: pip install -c deploy/constraints.txt '.[trainer]'",
+            err=True,
+        )
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
