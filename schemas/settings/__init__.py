@@ -6,6 +6,7 @@ default. An unknown key is an error. Loaded once by a command and passed down.
 
 from schemas.settings.admission import NearDuplicates, PersonalKind, Redact
 from schemas.settings.budget import Budget, Limits
+from schemas.settings.dashboard import Dashboard
 from schemas.settings.load import load_settings
 from schemas.settings.mapping import Mapping, SchemaRegistry
 from schemas.settings.metrics import Metrics
@@ -18,8 +19,8 @@ from schemas.settings.streams import Intake, Kafka, Sink, Worker
 from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 
 __all__ = [
-    "ROLES", "TASK_NAME", "Budget", "Gate", "Intake", "Kafka", "Limits", "LocalModel", "Mapping", "Metrics", "Model",
-    "NearDuplicates", "Panel", "PersonalKind", "Redact", "Refiner", "Refining", "Review", "Role", "Rollout", "Rubric",
-    "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies", "Task", "Trainer", "Webhook", "Worker",
-    "load_settings",
+    "ROLES", "TASK_NAME", "Budget", "Dashboard", "Gate", "Intake", "Kafka", "Limits", "LocalModel",
+    "Mapping", "Metrics", "Model", "NearDuplicates", "Panel", "PersonalKind", "Redact", "Refiner", "Refining",
+    "Review", "Role", "Rollout", "Rubric", "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies",
+    "Task", "Trainer", "Webhook", "Worker", "load_settings",
 ]  # fmt: skip

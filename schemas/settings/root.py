@@ -12,6 +12,7 @@ from msgspec import Meta
 from schemas.errors import SettingsError
 from schemas.settings.admission import NearDuplicates, Redact
 from schemas.settings.budget import Budget
+from schemas.settings.dashboard import Dashboard
 from schemas.settings.mapping import Mapping, SchemaRegistry
 from schemas.settings.metrics import Metrics
 from schemas.settings.models import LocalModel, Model
@@ -67,6 +68,7 @@ class Settings(Section, frozen=True):
     sink: Sink = Sink()
     webhook: Webhook = Webhook()
     metrics: Metrics = Metrics()
+    dashboard: Dashboard = Dashboard()
     local: dict[str, LocalModel] = {}
     map: dict[str, Mapping] = {}  # by topic; before that of a task
     schema_registry: SchemaRegistry = SchemaRegistry()
