@@ -11,12 +11,13 @@ from schemas.case import Attempt, Spend
 from schemas.chat import split_thinking
 from schemas.errors import BadAnswer
 from schemas.settings import Model
+from schemas.tools import Calls, answer_text, plain_call, read_answer
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """A model's answer and what it took to get it."""
 
-    text: str  # without thinking
+    text: str  # without thinking; with calls of tools as schemas.tools writes them
     thinking: str
     model: str  # the model string of the settings, without adapter
     adapter: str  # version that answered, "" for the base
@@ -25,6 +26,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     logprob: float | None  # summed over the completion, nats; where the server tells it
     latency_s: float  # of the successful call
     cost_usd: float
+    tool_calls: Calls = ()
 
     def spend(self) -> Spend:
         """Returns the call as an entry of a case's spend."""
@@ -43,11 +45,17 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
             logprob=self.logprob,
             latency_s=self.latency_s,
             cost_usd=self.cost_usd,
+            tool_calls=self.tool_calls,
         )
 
 
-def read_completion(response: Any, model: Model, adapter: str, latency_s: float, what: str) -> Completion:
-    """Reads a response; raises BadAnswer, which carries the spend, where it holds no answer."""
+def read_completion(
+    response: Any, model: Model, adapter: str, latency_s: float, what: str, *, offered: bool = False
+) -> Completion:
+    """Reads a response; raises BadAnswer, which carries the spend, where it holds no answer.
+
+    Where tools were `offered`, calls that a server left in the text are read too.
+    """
     hidden = getattr(response, "_hidden_params", None) or {}
     ours = hidden.get(OURS)
     if isinstance(ours, Exception):
@@ -62,18 +70,25 @@ def read_completion(response: Any, model: Model, adapter: str, latency_s: float,
         latency_s,
     )
     try:
-        return _answer(response, ours, model, adapter, spend, what)
+        return _answer(response, ours, model, adapter, spend, what, offered)
     except BadAnswer as error:
         error.spend = spend
         raise
 
 
-def _answer(response: Any, ours: float | None, model: Model, adapter: str, spend: Spend, what: str) -> Completion:
+def _answer(
+    response: Any, ours: float | None, model: Model, adapter: str, spend: Spend, what: str, offered: bool
+) -> Completion:
     if not response.choices:
         raise BadAnswer(f"{what} answered without choices; expected one.")
     choice = response.choices[0]
     content = (choice.message.content or "").encode("utf-8", "replace").decode()  # a lone surrogate fits no message
     thinking, text = split_thinking(content)
+    calls = tuple(plain_call(call.model_dump()) for call in getattr(choice.message, "tool_calls", None) or ())
+    if calls:
+        text = answer_text(text, calls)
+    elif offered:
+        text, calls = read_answer(text)
     if not text:
         raise BadAnswer(
             f"{what} answered with empty content (finish reason {choice.finish_reason}). "
@@ -90,6 +105,7 @@ def _answer(response: Any, ours: float | None, model: Model, adapter: str, spend
         logprob=ours if ours is not None or not listed else sum(token.logprob for token in listed),
         latency_s=spend.model_s,
         cost_usd=spend.cost_usd,
+        tool_calls=calls,
     )
 
 

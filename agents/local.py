@@ -131,8 +131,11 @@ class LocalEngine:
         max_tokens: int = 256,
         thinking: bool = False,
         seed: int | None = None,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> Generation:
         """Returns one completion; concurrent calls with the same adapter share batches.
+
+        `tools` are those that the prompt offers, as schemas.tools.template_tools writes them.
 
         With a seed, sampling depends on the request alone, not on the batch it lands in. Raises AdapterError for
         an adapter that is not loaded, ModelRefused for a prompt beyond the context, ModelUnavailable where the
@@ -149,7 +152,7 @@ class LocalEngine:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(settle, result)
 
-        request = self._request(messages, adapter, temperature, max_tokens, thinking, seed, deliver)
+        request = self._request(messages, adapter, temperature, max_tokens, thinking, seed, deliver, tools)
         with self._wake:
             if self._closed:
                 raise ModelUnavailable(f"the engine of {self.path} is closed; no call can be answered any more.")
@@ -172,10 +175,11 @@ class LocalEngine:
         max_tokens: int = 256,
         thinking: bool = False,
         seed: int | None = None,
+        tools: Sequence[Sequence[dict[str, Any]]] = (),
     ) -> list[Generation]:
         """Returns a completion per prompt, in order, generated here and now in batches of similar length.
 
-        Raises as `generate` does; prompt i samples with `seed` + i.
+        `tools` are each prompt's own, in the same order. Raises as `generate` does; prompt i samples with `seed` + i.
         """
         results: dict[int, Generation | ModelError] = {}
         requests = [
@@ -187,6 +191,7 @@ class LocalEngine:
                 thinking,
                 None if seed is None else seed + index,
                 lambda result, index=index: results.__setitem__(index, result),  # type: ignore[misc]
+                tools[index] if tools else (),
             )
             for index, messages in enumerate(prompts)
         ]
@@ -215,12 +220,13 @@ class LocalEngine:
         thinking: bool,
         seed: int | None,
         deliver: Callable[[Generation | ModelError], None],
+        tools: Sequence[dict[str, Any]] = (),
     ) -> _Request:
         model = self._models.get(adapter)
         if model is None:
             raise AdapterError(f"adapter {adapter!r} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}.")
         try:
-            text = render_prompt(self._tokenizer, messages, thinking)
+            text = render_prompt(self._tokenizer, messages, thinking, tools)
         except Exception as error:  # a template raises what it likes, for example on roles that do not alternate
             raise ModelRefused(f"the chat template of {self.path} refuses these messages: {error}") from error
         with self._encoding:  # fast tokenizers must not be used by two threads at once

@@ -16,7 +16,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -31,7 +31,7 @@ from agents.endpoints import PROBE, Endpoint, Endpoints, Key, key_of
 from agents.engines import Choose, Engines
 from agents.local import LocalEngine
 from agents.prices import expected
-from agents.providers import call_engine, failure, load_litellm
+from agents.providers import call_engine, carried, failure, load_litellm
 from agents.routing import Routes
 from schemas.adapters import served_name
 from schemas.case import Message, Spend
@@ -77,6 +77,7 @@ class Models:
         thinking: bool = False,
         by: Role | None = None,
         model: Model | None = None,
+        told: Mapping[str, Any] | None = None,
     ) -> Completion:
         """Calls the model of a role and returns its answer before `deadline`, a time on the event loop's clock.
 
@@ -86,10 +87,11 @@ class Models:
         3. A call for a case waits for leave of the task's budget first, and is charged to it whatever comes.
         4. Transient errors are repeated with backoff, or after what Retry-After asks, while that fits the deadline.
         `by` asks another role's model for it, with the student its adapter too; `model` one that is no role's.
+        `told` is what of chat completions' parameters goes with it, tools among them.
         Raises RateLimited, ModelUnavailable, ModelTimeout, ModelRefused, BadAnswer or BudgetHeld.
         """
         loop = asyncio.get_running_loop()
-        by, case_id = by or role, calling_for.get()
+        by, case_id, told = by or role, calling_for.get(), told or {}
         model = model or self._settings.task(task).model(by)
         adapter = self._engines.adapter(task, model, case_id) if by == "student" else ""
         endpoint = self._endpoints.get(role, task, model) if case_id else None
@@ -105,14 +107,14 @@ class Models:
                 raise ModelTimeout(f"{role} of {task}: the deadline passed before {model.model} could be called.")
             reserved = None
             if case_id:
-                reserved = await self._reserved(role, task, model, messages, latest)
+                reserved = await self._reserved(role, task, model, messages, latest, told)
                 left_s = deadline - loop.time()
             timeout_s = min(sum(one.timeout_s for one in (model, *model.fallbacks)), left_s)
             try:
                 with Counted(task, role, model.model) as counted:
                     async with asyncio.timeout(timeout_s):
                         call = self._call(
-                            role, task, model, adapter, messages, timeout_s, response_format, thinking, by
+                            role, task, model, adapter, messages, timeout_s, response_format, thinking, by, told
                         )
                         completion = await (self._charged(call, reserved, role) if reserved else call)
                     counted.answered(completion)
@@ -197,7 +199,13 @@ class Models:
         self.budget.charge(endpoint.task, role, answer.model, answer.spend())
 
     async def _reserved(
-        self, role: Role, task: str, model: Model, messages: Sequence[Message], latest: float
+        self,
+        role: Role,
+        task: str,
+        model: Model,
+        messages: Sequence[Message],
+        latest: float,
+        told: Mapping[str, Any],
     ) -> Reservation:
         """Waits for leave to make a call; raises BudgetHeld or OverBudget."""
         bill = billed.get()
@@ -205,7 +213,7 @@ class Models:
         if not self.budget.limits(task, role):
             return self.budget.admit(task, role, Call(model.model, round, 0, 0.0))
         priced = self._settings.task(task).budget.caps_money(role)
-        call = expected(model, messages, round, priced=priced)
+        call = expected(model, messages, round, priced=priced, told=told)
         return await self.budget.acquire(task, role, call, latest)
 
     async def _charged(self, call: Awaitable[Completion], reserved: Reservation, role: Role) -> Completion:
@@ -238,6 +246,7 @@ class Models:
         response_format: dict[str, Any] | type | None,
         thinking: bool,
         by: Role,
+        told: Mapping[str, Any] = {},
     ) -> Completion:
         """Makes one call; raises our errors, and AdapterError where the adapter cannot be used."""
         imported = load_litellm.cache_info().currsize
@@ -249,26 +258,29 @@ class Models:
             if adapter:
                 await self._engines.load_adapter(name, engine, task, adapter)
                 call["model"] = f"local/{name}:{served_name(task, adapter)}"
-            call_engine.set((engine, thinking))
+            call_engine.set((engine, thinking, told.get("tools", ())))
         elif provider == "hosted_vllm" and by == "student":
             if adapter:
                 call["model"] = f"hosted_vllm/{served_name(task, adapter)}"
             body = dict(call.get("extra_body") or {})
             body["chat_template_kwargs"] = {**body.get("chat_template_kwargs", {}), "enable_thinking": thinking}
             call |= {"extra_body": body, "logprobs": True}
-        if response_format is not None and provider not in ("local", "scripted"):
-            call["response_format"] = response_format
+        if provider not in ("local", "scripted"):
+            if response_format is not None:
+                call["response_format"] = response_format
+            call |= carried(told, model, call.get("extra_body"))
         what, started, asked = f"{role} of {task}: {call['model']}", time.perf_counter(), model
         try:
             if model.fallbacks:
-                told = {name: call[name] for name in ("messages", "response_format") if name in call}
-                response, model = await self._routes.complete(model, _params, **told)
+                asked_for = {name: call[name] for name in ("messages", "response_format") if name in call}
+                response, model = await self._routes.complete(model, _params, **asked_for)
             else:
                 response = await litellm.acompletion(**call)
         except Exception as error:
             keys = [_api_key(one) for one in (asked, *asked.fallbacks)]
             raise failure(error, what, adapter, messages, keys) from None
-        return read_completion(response, model, adapter, time.perf_counter() - started, what)
+        took_s = time.perf_counter() - started
+        return read_completion(response, model, adapter, took_s, what, offered="tools" in told)
 
 
 def _params(model: Model) -> dict[str, Any]:

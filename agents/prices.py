@@ -6,9 +6,11 @@ mistake in the settings, never a price of 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from agents.account import Call
 from agents.providers import load_litellm
@@ -36,13 +38,19 @@ def price_of(model: Model) -> Price | None:
     return _listed(model.model)
 
 
-def expected(model: Model, messages: Sequence[Message], round: int, *, priced: bool) -> Call:
+def expected(
+    model: Model, messages: Sequence[Message], round: int, *, priced: bool, told: Mapping[str, Any] | None = None
+) -> Call:
     """Returns what a call takes at most: its prompt by its bytes, the answer by max_tokens.
 
+    `told` is what else the server is sent, tools above all, which become part of the prompt.
     Of a model and its fallbacks the dearest counts. Raises SettingsError where a price is needed and unknown.
     """
     prompt = sum(len(message.text().encode("utf-8", "replace")) // BYTES_A_TOKEN for message in messages)
     prompt += TOKENS_A_MESSAGE * (len(messages) + 1)
+    more = [message.tool_calls for message in messages if message.tool_calls]
+    if told or more:
+        prompt += len(msgspec.json.encode([told, more])) // BYTES_A_TOKEN
     usd, longest = 0.0, 0
     for one in (model, *model.fallbacks):
         longest = max(longest, one.max_tokens)

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -30,6 +30,7 @@ from schemas.errors import (
     ModelUnavailable,
     RateLimited,
 )
+from schemas.settings import Model
 
 OURS = "goldstream"  # key in LiteLLM's hidden parameters, which reach the caller untouched
 
@@ -47,8 +48,8 @@ _SPOKEN = frozenset(
     )
 )
 
-# The engine and thinking switch of the call being made, for the `local` provider, which LiteLLM calls.
-call_engine: ContextVar[tuple[LocalEngine, bool]] = ContextVar("call_engine")
+# Engine, thinking switch and tools of the call being made, for the `local` provider, which LiteLLM calls.
+call_engine: ContextVar[tuple[LocalEngine, bool, Sequence[dict[str, Any]]]] = ContextVar("call_engine")
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def load_litellm() -> Any:
 
     class Local(litellm.CustomLLM):  # type: ignore[misc]
         async def acompletion(self, *args: Any, **call: Any) -> Any:
-            engine, thinking = call_engine.get()
+            engine, thinking, tools = call_engine.get()
             options, (_, _, adapter) = call["optional_params"], call["model"].partition(":")
             try:
                 made = await engine.generate(
@@ -79,6 +80,7 @@ def load_litellm() -> Any:
                     max_tokens=options["max_tokens"],
                     thinking=thinking,
                     seed=options.get("seed"),
+                    tools=tools,
                 )
             except (ModelError, AdapterError) as error:
                 return _answered(call["model_response"], "", error)
@@ -104,6 +106,23 @@ def load_litellm() -> Any:
     ours = [{"provider": "local", "custom_handler": Local()}, {"provider": "scripted", "custom_handler": Scripted()}]
     litellm.custom_provider_map = [*litellm.custom_provider_map, *ours]
     return litellm
+
+
+def carried(told: Mapping[str, Any], model: Model, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what a call is told besides, for LiteLLM; parameters that its provider does not know are dropped.
+
+    vLLM gets its tools past LiteLLM 1.106.2, which takes additionalProperties out of them: they are part of the prompt,
+    and must stand in it as training has them.
+    """
+    if not told:
+        return {}
+    call = dict(told) | {"drop_params": True}
+    if "max_tokens" in told:
+        call["max_tokens"] = min(model.max_tokens, told["max_tokens"])
+    if "tools" in told and model.model.startswith("hosted_vllm/"):
+        with_tools = ("tools", "tool_choice", "parallel_tool_calls")
+        call["extra_body"] = {**(body or {}), **{name: call.pop(name) for name in with_tools if name in call}}
+    return call
 
 
 def failure(error: Exception, what: str, adapter: str, messages: Sequence[Message], keys: Sequence[str]) -> Exception:

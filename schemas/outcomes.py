@@ -40,6 +40,7 @@ _attempt = pa.struct(
         ("refiner", pa.string()),
         ("rewrote", pa.int32()),
         ("changed", pa.float64()),
+        ("tool_calls", pa.string()),  # JSON, null where the answer calls none
     ]
 )
 _charge = pa.struct(
@@ -82,7 +83,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("body_sha256", pa.string()),
         ("messages", pa.list_(_message)),  # json holds the whole message where it is more than role and text
         ("prompt", pa.string()),
-        ("answer", pa.string()),  # the accepted answer, null unless one passed
+        ("answer", pa.string()),  # the accepted answer, null unless one passed; calls of tools as blocks in it
         ("production_answer", pa.string()),
         ("production_model", pa.string()),
         ("attempts", pa.list_(_attempt)),
@@ -133,6 +134,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("placeholders", pa.list_(pa.string())),  # that stand for personal values in the texts
         ("charges", pa.list_(_charge)),  # the spend by role, model and round
         ("trace_key", pa.string()),  # keyed hash of trace_id, as user is of the user's: erasure finds rows by them
+        ("answer_tool_calls", pa.string()),  # of the accepted answer: JSON, null where it calls none
     ]
 )
 
@@ -224,6 +226,7 @@ def outcome_row(case: Case, partition: int, offset: int) -> dict[str, Any]:
         "placeholders": list(case.placeholders) or None,
         "charges": [msgspec.structs.asdict(charge) for charge in case.charges],
         "trace_key": case.trace_key or None,
+        "answer_tool_calls": _json(last.tool_calls) if last and accepted else None,
     }
 
 
@@ -284,4 +287,5 @@ def _attempt_row(attempt: Attempt) -> dict[str, Any]:
         "refiner": attempt.refiner or None,
         "rewrote": attempt.rewrote,
         "changed": attempt.changed,
+        "tool_calls": _json(attempt.tool_calls),
     }

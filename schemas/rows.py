@@ -60,7 +60,7 @@ def row_case(row: dict[str, Any]) -> Case:
 
 
 def _attempt(row: dict[str, Any]) -> Attempt:
-    known = _present(row, Attempt) | {"verdict": _verdict(row)}
+    known = _present(row, Attempt) | {"verdict": _verdict(row), "tool_calls": tuple(_json(row.get("tool_calls"), []))}
     return Attempt(**known)
 
 

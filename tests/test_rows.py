@@ -24,7 +24,7 @@ def full() -> Case:
     attempt = Attempt(
         round=1, source="refiner", text="42", model="m", adapter="v1", prompt_tokens=3, completion_tokens=2,
         logprob=-1.5, latency_s=0.5, cost_usd=0.1, verdict=msgspec.structs.replace(verdict, misquoted=1),
-        refiner="student", rewrote=0, changed=0.25,
+        refiner="student", rewrote=0, changed=0.25, tool_calls=(tool,),
     )  # fmt: skip
     first = ended(1).attempts[0]
     review = Review(

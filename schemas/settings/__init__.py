@@ -10,7 +10,7 @@ from schemas.settings.dashboard import Dashboard
 from schemas.settings.load import load_settings
 from schemas.settings.mapping import Mapping, SchemaRegistry
 from schemas.settings.metrics import Metrics
-from schemas.settings.models import LocalModel, Model
+from schemas.settings.models import CarryOver, LocalModel, Model
 from schemas.settings.refining import Refiner, Refining, Review, Strategies
 from schemas.settings.root import Settings, Task
 from schemas.settings.rubric import Panel, Rubric, Rule, Scale
@@ -19,7 +19,7 @@ from schemas.settings.streams import Intake, Kafka, Sink, Worker
 from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 
 __all__ = [
-    "ROLES", "TASK_NAME", "Budget", "Dashboard", "Gate", "Intake", "Kafka", "Limits", "LocalModel",
+    "ROLES", "TASK_NAME", "Budget", "CarryOver", "Dashboard", "Gate", "Intake", "Kafka", "Limits", "LocalModel",
     "Mapping", "Metrics", "Model", "NearDuplicates", "Panel", "PersonalKind", "Redact", "Refiner", "Refining",
     "Review", "Role", "Rollout", "Rubric", "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies",
     "Task", "Trainer", "Webhook", "Worker", "load_settings",

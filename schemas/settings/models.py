@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from schemas.settings.section import Positive, Seconds, Section, VariableName
+
+Carried = Literal[
+    "tool_choice", "parallel_tool_calls", "response_format", "temperature", "top_p", "max_tokens", "stop", "seed"
+]
 
 
 class Model(Section, frozen=True):
@@ -23,6 +27,14 @@ class Model(Section, frozen=True):
     output_cost_per_token: float | None = None
     extra: dict[str, Any] = {}  # passed to LiteLLM as it is
     fallbacks: tuple[Model, ...] = ()  # asked in this order where this one fails or is cooling down; not of a student
+
+
+class CarryOver(Section, frozen=True):
+    """What of the product's own call the student's call has too, besides the messages."""
+
+    tools: bool = True  # the tools it offered; training and the gate render them likewise
+    # Of its parameters those that say what an answer may look like; how it is sampled is the student's own.
+    params: tuple[Carried, ...] = ("tool_choice", "parallel_tool_calls", "response_format")
 
 
 class LocalModel(Section, frozen=True):

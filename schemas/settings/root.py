@@ -15,7 +15,7 @@ from schemas.settings.budget import Budget
 from schemas.settings.dashboard import Dashboard
 from schemas.settings.mapping import Mapping, SchemaRegistry
 from schemas.settings.metrics import Metrics
-from schemas.settings.models import LocalModel, Model
+from schemas.settings.models import CarryOver, LocalModel, Model
 from schemas.settings.refining import Refining, Review, Strategies
 from schemas.settings.rubric import Panel, Rubric
 from schemas.settings.section import Role, Section, Share
@@ -40,6 +40,7 @@ class Task(Section, frozen=True):
     max_rounds: Annotated[int, Meta(ge=0)] = 3
     rubric: Rubric = Rubric()
     student: Model = Model()
+    carry_over: CarryOver = CarryOver()
     judge: Model = Model()
     panel: Panel = Panel()  # how many judges' opinions a verdict takes
     refiner: Model = Model()
