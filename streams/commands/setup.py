@@ -108,13 +108,17 @@ def topics_plan(settings: Settings, as_json: bool) -> None:
 
 
 @topics.command("create")
+@click.option("--sources", is_flag=True, help="Also the log topics that tasks read, where your product has not yet.")
 @as_json
 @with_settings
-def topics_create(settings: Settings, as_json: bool) -> None:
+def topics_create(settings: Settings, sources: bool, as_json: bool) -> None:
     """Create the topics that are missing."""
-    from streams.topics import create_topics
+    from streams.topics import create_topics, ensure_source_topic
 
     _print_topics(create_topics(settings), as_json)
+    if sources:
+        for topic in settings.source_topics():
+            ensure_source_topic(settings, topic, settings.kafka.partitions)
 
 
 def _print_topics(states: Sequence[Any], as_json: bool) -> None:
