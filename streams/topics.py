@@ -80,7 +80,7 @@ def create_topics(settings: Settings, timeout_s: float = 30.0) -> list[TopicStat
 
 
 def ensure_source_topic(settings: Settings, topic: str, partitions: int = 2) -> None:
-    """Creates a product's log topic where it does not exist; for who begins before it."""
+    """Creates a product's log topic where it does not exist, for those who begin before the product does."""
     admin = connect_admin(settings)
     try:
         large = {"max.message.bytes": "10485760"}  # so that a test can log what intake must refuse

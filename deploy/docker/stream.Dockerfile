@@ -21,7 +21,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM python:${PYTHON}
 RUN groupadd --gid 10001 goldstream \
     && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin goldstream \
-    && install -d -o goldstream -g goldstream -m 0755 /var/lib/goldstream /run/goldstream \
+    && install -d -o goldstream -g goldstream -m 0750 /var/lib/goldstream /run/goldstream \
     && install -d /etc/goldstream
 COPY --from=build /opt/goldstream /opt/goldstream
 # The root may be read-only: what is kept goes to the state folder, all else to /tmp.

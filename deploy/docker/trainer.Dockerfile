@@ -24,7 +24,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 goldstream \
     && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin goldstream \
-    && install -d -o goldstream -g goldstream -m 0755 /var/lib/goldstream \
+    && install -d -o goldstream -g goldstream -m 0750 /var/lib/goldstream \
     && install -d /etc/goldstream
 COPY --from=build /opt/goldstream /opt/goldstream
 # What torch.compile makes goes to /tmp, which must allow execution (compose.yaml mounts it so).
