@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from schemas.case import Case, Source, encode_case
-from schemas.commands import Pause
+from schemas.commands import read_pause
 from schemas.errors import RegistryDown, SettingsError
 from schemas.faults import crash_point
 from schemas.settings import Settings
@@ -51,7 +50,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
     cluster = cluster_id(settings)
     admission, near = Admission(settings), NearDuplicates(settings)
     paused = threading.Event()
-    follower = Follower(settings, COMMANDS, lambda key, value: _apply_pause(value, paused)).start()
+    follower = Follower(settings, COMMANDS, lambda key, value: _apply_pause(key, value, paused)).start()
     follower.wait_ready()
     producer = make_producer(settings, "intake")
     consumer = make_consumer(
@@ -189,9 +188,9 @@ def _confirmed(future: Any, case: Case) -> bool:
         return False
 
 
-def _apply_pause(value: bytes, paused: threading.Event) -> None:
-    pause = msgspec.json.decode(value, type=Pause)
-    if pause.stage == "intake":
+def _apply_pause(key: bytes, value: bytes, paused: threading.Event) -> None:
+    pause = read_pause(key, value)
+    if pause is not None and pause.stage == "intake":
         if pause.paused:
             paused.set()
         else:

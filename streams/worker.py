@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import faust
-import msgspec
 from aiokafka.errors import BrokerResponseError, KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from faust.exceptions import ProducerSendError
 from mode.utils.logging import get_logger
@@ -26,7 +25,7 @@ from agents.refiner import refine
 from agents.strategist import distil
 from agents.student import attempt
 from schemas.case import Case
-from schemas.commands import Pause
+from schemas.commands import read_pause
 from schemas.errors import ModelError, WriteRefused
 from schemas.kafka import bootstrap_servers, sasl_password
 from schemas.settings import ROLES, Role, Settings
@@ -79,7 +78,9 @@ async def run_worker(
     paused: dict[str, bool] = {}
 
     def command(key: bytes, value: bytes) -> None:
-        pause = msgspec.json.decode(value, type=Pause)
+        pause = read_pause(key, value)
+        if pause is None:
+            return
         paused[pause.stage] = pause.paused
         loop.call_soon_threadsafe(_apply_pauses, stages, paused)
 

@@ -176,11 +176,22 @@ def find_version(settings: Settings, task: str, name: str) -> str:
     raise AdapterError(f"{task} has no version {name!r}; it has {', '.join(known) or 'none yet'}, and {BASE!r}.")
 
 
-def promote_by_hand(settings: Settings, task: str, version: str, *, reason: str, force: bool) -> tuple[Promotion, str]:
+def promote_by_hand(
+    settings: Settings,
+    task: str,
+    version: str,
+    *,
+    reason: str,
+    force: bool,
+    after: int | None = None,
+    command: str = "",
+    webhook: Webhook | None = None,
+) -> tuple[Promotion, str]:
     """Promotes a version because a person says so; returns the entry and who should have served before.
 
     Raises AdapterError for one that must not be loaded, belongs to another base or serves already, and without
-    `force` for one the gate did not pass.
+    `force` for one the gate did not pass; Overtaken as `promote` does. Without a `webhook` that goes on, it waits
+    until one has been told.
     """
     registry = settings.adapters
     before = incumbent(registry, task)
@@ -192,26 +203,42 @@ def promote_by_hand(settings: Settings, task: str, version: str, *, reason: str,
     if version and not force and (gate is None or gate.decision != "promote"):
         said = f"the gate says {gate.decision}: {gate.reason}" if gate else "it was not gated yet"
         raise AdapterError(f"{version} of {task}: {said}. --force promotes it all the same.")
-    entry = promote(registry, task, version, by="hand", reason=reason, base_sha256=_base_sha256(settings, task))
-    _tell_webhook(settings, "promotion", entry, before, gate)
+    base = _base_sha256(settings, task)
+    entry = promote(registry, task, version, by="hand", reason=reason, base_sha256=base, after=after, command=command)
+    _tell(settings, webhook, "promotion", entry, before, gate)
     return entry, before
 
 
-def roll_back_by_hand(settings: Settings, task: str, *, reason: str) -> tuple[Promotion, str, list[str]]:
-    """Goes back to what served before; returns the entry, who should have served, and versions passed over."""
+def roll_back_by_hand(
+    settings: Settings,
+    task: str,
+    *,
+    reason: str,
+    after: int | None = None,
+    command: str = "",
+    webhook: Webhook | None = None,
+) -> tuple[Promotion, str, list[str]]:
+    """Goes back to what served before; returns the entry, who should have served, and versions passed over.
+
+    `after`, `command` and `webhook` are as in `promote_by_hand`.
+    """
     before = incumbent(settings.adapters, task)
     base = _base_sha256(settings, task)
-    entry, passed_over = rollback(settings.adapters, task, by="hand", reason=reason, base_sha256=base)
-    _tell_webhook(settings, "rollback", entry, before, None)
+    entry, passed_over = rollback(
+        settings.adapters, task, by="hand", reason=reason, base_sha256=base, after=after, command=command
+    )
+    _tell(settings, webhook, "rollback", entry, before, None)
     return entry, before, passed_over
 
 
-def _tell_webhook(settings: Settings, kind: Any, entry: Promotion, before: str, gate: GateReport | None) -> None:
-    webhook = Webhook(settings.webhook)
-    webhook.send(
-        make_event(kind, entry.task, entry.version, previous=before, by=entry.by, reason=entry.reason, gate=gate)
-    )
-    webhook.close()
+def _tell(
+    settings: Settings, webhook: Webhook | None, kind: Any, entry: Promotion, before: str, gate: GateReport | None
+) -> None:
+    event = make_event(kind, entry.task, entry.version, previous=before, by=entry.by, reason=entry.reason, gate=gate)
+    told = webhook or Webhook(settings.webhook)
+    told.send(event)
+    if webhook is None:
+        told.close()
 
 
 def _base_sha256(settings: Settings, task: str) -> str | None:

@@ -18,10 +18,9 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -37,24 +36,16 @@ from schemas.adapters import (
 )
 from schemas.errors import AdapterError, Overtaken, SetupError
 from schemas.faults import crash_point
+from schemas.promotions import PromotedBy
+from schemas.promotions import Promotion as Promotion
+from schemas.promotions import promotions as promotions
+from schemas.promotions import served_before as served_before
 from trainer.lease import lease as lease
 
 GATE, REPORT = "gate.json", "gate.html"
 REMOVED = "removed"
 PUBLISHED = ("adapter_config.json", "adapter_model.safetensors", "steps.jsonl")  # of what a run leaves behind
 LEFTOVER_AGE_S = 3600.0
-
-PromotedBy = Literal["gate", "hand", "guard"]  # the trainer, a person, rollout's live guard
-
-
-class Promotion(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of a task's promotion log: from now on this version should serve."""
-
-    task: str
-    version: str  # "" is the base without an adapter
-    by: PromotedBy
-    at_ms: int
-    reason: str = ""
 
 
 def next_version(registry: Path, task: str, run_id: str) -> str:
@@ -159,16 +150,19 @@ def promote(
     reason: str = "",
     base_sha256: str | None = None,
     after: int | None = None,
+    command: str = "",
 ) -> Promotion:
     """Appends to the promotion log: `version` should serve, "" for the base. Rollout does the rest.
 
     Going back to an older version is one more entry. Raises AdapterError for a version that must not be loaded,
     where `base_sha256` is given also for one of another base; SetupError where the disk is full. Where `after` is
     given, the number of entries the decision rests on, it raises Overtaken if somebody has promoted since.
+    `command` is the id of the one on gs.commands that asked for it.
     """
     if version:
         verify_adapter(adapter_folder(registry, task, version), base_sha256)
-    entry = Promotion(task=task, version=version, by=by, at_ms=int(time.time() * 1000), reason=reason)
+    at_ms = int(time.time() * 1000)
+    entry = Promotion(task=task, version=version, by=by, at_ms=at_ms, reason=reason, command=command)
     folder = registry / task / "promotions"
     with _room_on(registry):
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,12 +176,20 @@ def promote(
 
 
 def rollback(
-    registry: Path, task: str, *, by: PromotedBy, reason: str, base_sha256: str | None = None
+    registry: Path,
+    task: str,
+    *,
+    by: PromotedBy,
+    reason: str,
+    base_sha256: str | None = None,
+    after: int | None = None,
+    command: str = "",
 ) -> tuple[Promotion, list[str]]:
     """Promotes the version that served before the one that should serve now, and returns the entry.
 
     A second rollback goes one further back, not forth again. Versions that cannot be loaded any more are passed over
-    and returned with why; the base always can. Raises AdapterError where the base serves already.
+    and returned with why; the base always can. Raises AdapterError where the base serves already. `after` and
+    `command` are as in `promote`.
     """
     before = served_before(promotions(registry, task))
     if not before:
@@ -195,35 +197,13 @@ def rollback(
     passed_over: list[str] = []
     for version in before:
         try:
-            return promote(registry, task, version, by=by, reason=reason, base_sha256=base_sha256), passed_over
+            entry = promote(
+                registry, task, version, by=by, reason=reason, base_sha256=base_sha256, after=after, command=command
+            )
+            return entry, passed_over
         except AdapterError as error:
             passed_over.append(f"{version}: {error}")
     raise AdapterError("; ".join(passed_over))
-
-
-def served_before(log: Sequence[Promotion]) -> list[str]:
-    """Returns what served before the log's last entry, latest first and the base last; empty where the base serves.
-
-    Going back to a version undoes everything after it, so that it leaves no trace here.
-    """
-    served = [""]
-    for entry in log:
-        if entry.version in served:
-            del served[served.index(entry.version) + 1 :]
-        else:
-            served.append(entry.version)
-    return served[-2::-1]
-
-
-def promotions(registry: Path, task: str) -> list[Promotion]:
-    """Returns the promotion log, oldest first."""
-    paths = sorted((registry / task / "promotions").glob("*.json"))
-    try:
-        return [msgspec.json.decode(path.read_bytes(), type=Promotion) for path in paths]
-    except (msgspec.DecodeError, OSError) as error:
-        raise AdapterError(
-            f"the promotion log in {registry / task} cannot be read: {error}. Restore the file from a backup."
-        ) from error
 
 
 def incumbent(registry: Path, task: str) -> str:

@@ -23,6 +23,7 @@ from schemas.status import RolloutStatus, rollout_status_path
 from trainer.fleet import Fleet, can_serve_beside
 from trainer.guard import Finding, Guard
 from trainer.lease import lease
+from trainer.orders import CommandLog, KafkaCommands, Orders
 from trainer.records import KafkaRecords as KafkaRecords
 from trainer.records import NewerRollout as NewerRollout
 from trainer.records import RecordLog, Writer, next_epoch
@@ -39,13 +40,20 @@ WEBHOOK_AT_END_S = 5.0
 
 
 def run_rollout(
-    settings: Settings, *, stop: threading.Event, records: RecordLog | None = None, poll_s: float = POLL_S
+    settings: Settings,
+    *,
+    stop: threading.Event,
+    records: RecordLog | None = None,
+    commands: CommandLog | None = None,
+    poll_s: float = POLL_S,
 ) -> None:
     """Runs until `stop`. A second rollout waits for the first; whatever fails is logged and tried again.
 
-    `records` is by default the topic gs.adapters. Ends with BrokerError where a newer rollout writes to it.
+    `records` is by default the topic gs.adapters, and `commands` then gs.commands. Ends with BrokerError where a
+    newer rollout writes to the first.
     """
-    records = records or KafkaRecords(settings)
+    if records is None:
+        records, commands = KafkaRecords(settings), commands or KafkaCommands(settings)
     with lease(settings.adapters / "rollout.lease", stop) as descriptor:
         if descriptor is None:
             return
@@ -57,19 +65,24 @@ def run_rollout(
         writer = Writer(records, known, epoch)
         webhook = Webhook(settings.webhook)
         tasks = [_TaskRollout(settings, name, writer, webhook, poll_s) for name in settings.tasks]
+        asked = [_Step("commands", poll_s, Orders(settings, commands, webhook).poll)] if commands else []
         try:
             while not stop.is_set():
+                for step in asked:
+                    step.run("all")
                 for task in tasks:
                     task.poll()
                 stop.wait(poll_s)
         finally:
+            if commands is not None:
+                commands.close()
             webhook.close(WEBHOOK_AT_END_S)
 
 
 class _Step:
     """Something done again and again: every `every_s` while it works, with backoff while it does not."""
 
-    def __init__(self, name: str, every_s: float, act: Callable[[], None]) -> None:
+    def __init__(self, name: str, every_s: float, act: Callable[[], object]) -> None:
         self.name, self.every_s, self.act = name, every_s, act
         self.retry_s, self.at, self.error = FIRST_RETRY_S, 0.0, ""
 
