@@ -1,30 +1,32 @@
 """Where the gold set's files lie, what their names promise, and how to read them.
 
 The sink (streams.sink) extends the landing chain: per partition of gs.outcomes, files that hold
-contiguous offset ranges. The trainer and the command line read through `read_outcomes`.
+contiguous offset ranges. Compaction moves their rows to the files of a manifest (schemas.manifests), whose
+watermark is where the chain begins from then on. The trainer and the command line read through `read_outcomes`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.errors import ChainBroken
+from schemas.manifests import Manifest, consistently
+from schemas.manifests import Watermark as Watermark
 from schemas.outcomes import OUTCOME_SCHEMA
 
 START_OFFSET = b"goldstream.start_offset"  # footer key: first offset of the file's range, as its name says
 END_OFFSET = b"goldstream.end_offset"  # footer key: first offset after the file's range
 SEAL = b"goldstream.seal"  # footer key: a SHA-256 of all other bytes stands before the footer, where no reader looks
 _SEAL_MARK = b"\0seal256"  # with the key twice the sign that a file is sealed: no single flip removes both
-Watermark = dict[int, int]  # partition -> first offset not included
-
 _NAME = re.compile(r"(\d{5})-(\d{20})\.parquet")
 
 
@@ -47,21 +49,45 @@ def landing_name(partition: int, start: int) -> str:
     return f"{partition:05d}-{start:020d}.parquet"
 
 
-def read_chain(gold: Path, partition: int) -> list[LandingFile]:
-    """Returns a partition's landing files in offset order.
+def landing_starts(gold: Path, partition: int) -> list[int]:
+    """Returns where the files of a partition's landing folder begin, in order; opens none of them.
 
-    Raises ChainBroken for an unreadable file, a footer without its offsets, a gap or an overlap.
+    Raises ChainBroken for a file that has no place there.
     """
     folder = landing_folder(gold, partition)
-    chain: list[LandingFile] = []
-    for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else []:
+    starts: list[int] = []
+    for path in folder.glob("*.parquet") if folder.is_dir() else []:
         name = _NAME.fullmatch(path.name)
         if not name or int(name[1]) != partition:
             raise ChainBroken(f"{path}: not a landing file of partition {partition}. Move it out of this folder.")
-        start = int(name[2])
+        starts.append(int(name[2]))
+    return sorted(starts)
+
+
+def read_chain(gold: Path, partition: int, manifest: Manifest | None = None) -> list[LandingFile]:
+    """Returns a partition's landing files in offset order, without those whose rows the manifest's files hold.
+
+    Raises ChainBroken for an unreadable file, a footer without its offsets, a gap or an overlap.
+    """
+    if manifest is None:
+        return consistently(gold, lambda latest: read_chain(gold, partition, latest))
+    folder = landing_folder(gold, partition)
+    begins = manifest.watermark.get(partition)
+    chain: list[LandingFile] = []
+    for start in landing_starts(gold, partition):
+        if begins is not None and start < begins:
+            continue
+        path = folder / landing_name(partition, start)
+        if begins is not None and not chain and start != begins:
+            raise ChainBroken(
+                f"{folder}: rows below offset {begins} are compacted, but the first landing file after them starts at "
+                f"{start}. A file is missing: restore it from a backup."
+            )
         try:
             metadata = pq.read_metadata(path).metadata or {}
             end, noted = int(metadata[END_OFFSET]), int(metadata[START_OFFSET])
+        except FileNotFoundError:
+            raise  # compacted and removed since the folder was listed
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise ChainBroken(
                 f"{path}: its footer cannot be read ({error}). The file was damaged after it was written: restore it "
@@ -125,8 +151,12 @@ def landing_partitions(gold: Path) -> list[int]:
 
 def current_watermark(gold: Path) -> Watermark:
     """Returns, per partition, the first offset not yet in a file: pinning it freezes what a run trains on."""
-    chains = {p: read_chain(gold, p) for p in landing_partitions(gold)}
-    return {p: chain[-1].end for p, chain in chains.items() if chain}
+
+    def read(manifest: Manifest) -> Watermark:
+        chains = {p: read_chain(gold, p, manifest) for p in landing_partitions(gold)}
+        return dict(manifest.watermark) | {p: chain[-1].end for p, chain in chains.items() if chain}
+
+    return consistently(gold, read)
 
 
 def read_outcomes(
@@ -144,41 +174,92 @@ def read_outcomes(
     needed = ("case_id", "epoch", "task", "kafka_partition", "kafka_offset")
     wanted = list(columns) if columns is not None else list(OUTCOME_SCHEMA.names)
     read = list(dict.fromkeys([*wanted, *needed]))
-    schema = pa.schema([OUTCOME_SCHEMA.field(name) for name in read])
-    tables = [schema.empty_table()]
-    for partition in landing_partitions(gold):
-        limit = None if watermark is None else watermark.get(partition, 0)
-        first = (above or {}).get(partition, 0)
-        for file in read_chain(gold, partition):
-            if limit is not None and file.start >= limit:
-                break
-            if file.end <= first:
-                continue
-            present = set(pq.read_schema(file.path).names)
-            columns_here = [name for name in read if name in present]
-            table = _read_checked(file.path, columns_here)
-            for name in read:
-                if name not in present:  # written before the column was added
-                    field = OUTCOME_SCHEMA.field(name)
-                    table = table.append_column(field, pa.nulls(len(table), field.type))
-            table = table.select(read).cast(schema)
-            if limit is not None and file.end > limit:
-                table = table.filter(pc.less(table["kafka_offset"], limit))
-            if file.start < first:
-                table = table.filter(pc.greater_equal(table["kafka_offset"], first))
-            tables.append(table)
-    whole = pa.concat_tables(tables)
-    if task is not None:
-        whole = whole.filter(pc.equal(whole["task"], task))
-    return _latest_epoch(whole).select(wanted)
+
+    def tables(manifest: Manifest) -> list[pa.Table]:
+        found = [pa.schema([OUTCOME_SCHEMA.field(name) for name in read]).empty_table()]
+        for path, whole in _files_between(gold, manifest, watermark, above or {}):
+            table = read_columns(path, read)
+            if not whole:
+                table = table.filter(_between(table, watermark, above or {}))
+            if task is not None:
+                table = table.filter(pc.equal(table["task"], task))
+            found.append(table)
+        return found
+
+    return _latest_epoch(_in_order(consistently(gold, tables))).select(wanted)
 
 
-def _read_checked(path: Path, columns: list[str]) -> pa.Table:
-    """Reads some columns of a landing file; raises ChainBroken where a page is not as it was written."""
+def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
+    """Returns columns of OUTCOME_SCHEMA of a landing or compacted file, null where it was written before there were.
+
+    Raises ChainBroken where a page is not as it was written.
+    """
+    schema = pa.schema([OUTCOME_SCHEMA.field(name) for name in names])
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        present = set(file.schema_arrow.names)
+        table = file.read(columns=[name for name in names if name in present])
     except (pa.ArrowException, OSError) as error:
         raise ChainBroken(f"{path}: cannot be read ({error}). It was damaged on disk: restore it.") from error
+    return conform(table, schema)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Returns a table with the columns of a schema, null where it has none of the name."""
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names).cast(schema)
+
+
+def _files_between(
+    gold: Path, manifest: Manifest, watermark: Mapping[int, int] | None, above: Mapping[int, int]
+) -> Iterator[tuple[Path, bool]]:
+    """Yields every file with rows below one watermark and not below another, and whether all its rows are so."""
+
+    def place(offsets: Mapping[int, tuple[int, int]]) -> tuple[bool, bool]:  # some, all
+        inside = [
+            (last >= above.get(p, 0), first >= above.get(p, 0))
+            if watermark is None
+            else (
+                first < watermark.get(p, 0) and last >= above.get(p, 0),
+                last < watermark.get(p, 0) and first >= above.get(p, 0),
+            )
+            for p, (first, last) in offsets.items()
+        ]
+        return any(some for some, _ in inside), all(whole for _, whole in inside)
+
+    for data in manifest.files:
+        some, whole = place(data.offsets)
+        if some:
+            yield gold / data.name, whole
+    for partition in landing_partitions(gold):
+        for file in read_chain(gold, partition, manifest):
+            some, whole = place({partition: (file.start, file.end - 1)})
+            if some:
+                yield file.path, whole
+
+
+def _between(table: pa.Table, watermark: Mapping[int, int] | None, above: Mapping[int, int]) -> pa.ChunkedArray:
+    """Returns which rows lie below one watermark and not below another."""
+    partitions, offsets = table["kafka_partition"], table["kafka_offset"]
+    found = pa.chunked_array([pa.repeat(pa.scalar(False), len(table))])
+    for partition in pc.unique(partitions).to_pylist():
+        inside = pc.and_(pc.equal(partitions, partition), pc.greater_equal(offsets, above.get(partition, 0)))
+        if watermark is not None:
+            inside = pc.and_(inside, pc.less(offsets, watermark.get(partition, 0)))
+        found = pc.or_(found, inside)
+    return found
+
+
+def _in_order(tables: Sequence[pa.Table]) -> pa.Table:
+    """Returns tables as one, by partition and offset."""
+    table = pa.concat_tables(tables)
+    keys = table.select(["kafka_partition", "kafka_offset"])
+    order = pc.sort_indices(keys, sort_keys=[("kafka_partition", "ascending"), ("kafka_offset", "ascending")])
+    if order.equals(pa.array(np.arange(len(table), dtype=np.uint64))):
+        return table
+    return table.take(order)
 
 
 def _latest_epoch(table: pa.Table) -> pa.Table:
