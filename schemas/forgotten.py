@@ -109,15 +109,26 @@ class Forgotten:
 
     def covers(self, case: Case, split_key: str) -> bool:
         """Tells whether a case on its way is forgotten; `split_key` is the setting that keys the hashes."""
-        if not self.records:
+        if not self.records or is_bare(case):
             return False
-        keys: list[tuple[str, str]] = [("user", case.user), ("session", case.session)]
-        if case.trace_id:
-            keys.append(("trace", case.trace_key or keyed_hash(split_key, "trace", case.trace_id)))
+        known = {"user": case.user, "session": case.session, "trace": case.trace_key}
+        return self._covers(known, case.trace_id, case.case_id, logged_ms(case), split_key)
+
+    def covers_row(self, row: Mapping[str, Any], split_key: str) -> bool:
+        """Tells the same of a row before it is in a file; it has the columns of OUTCOME_SCHEMA, times in ms."""
+        if not self.records or row["reason"] == REASON:
+            return False
+        known = {kind: row[column] or "" for kind, column in KEY_COLUMNS.items()}
+        return self._covers(known, row["trace_id"], row["case_id"], row["created_at"], split_key)
+
+    def _covers(self, known: Mapping[Any, str], trace_id: str, case_id: str, at_ms: int, split_key: str) -> bool:
+        keys = dict(known)
+        if trace_id and not keys["trace"]:
+            keys["trace"] = keyed_hash(split_key, "trace", trace_id)
         if self._has_cases:
-            keys.append(("case", keyed_hash(split_key, "case", case.case_id)))
-        found = [record for key in keys if (record := self.records.get(key)) is not None]
-        return any(record.covers(logged_ms(case)) for record in found)
+            keys["case"] = keyed_hash(split_key, "case", case_id)
+        found = (self.records.get((kind, key)) for kind, key in keys.items())
+        return any(record is not None and record.covers(at_ms) for record in found)
 
     def mask(self, table: pa.Table) -> pa.ChunkedArray:
         """Returns which rows are forgotten and still have what must go; the table has the columns MATCHED_ON.
@@ -125,7 +136,7 @@ class Forgotten:
         trace_key may be missing: files written before rows had it are matched by place.
         """
         found = pa.chunked_array([pa.repeat(pa.scalar(False), len(table))])
-        created_ms = pc.cast(table["created_at"], pa.int64())
+        created_ms = table["created_at"].cast(pa.timestamp("ms", "UTC")).cast(pa.int64())
         for kind, column in KEY_COLUMNS.items():
             known = [record for record in self.records.values() if record.kind == kind]
             if not known or column not in table.column_names:
@@ -154,12 +165,11 @@ class Forgotten:
         mask = self.mask(table)
         if not pc.any(mask).as_py():
             return table
-        bare = outcome_row(_BARE.ended("dropped", "sink", 0, REASON), 0, 0)
         gone = table.filter(mask)
         columns = [
             gone[field.name].combine_chunks()
             if field.name in KEPT
-            else pa.array([bare.get(field.name)] * len(gone), field.type)
+            else pa.array([_BARE_ROW.get(field.name)] * len(gone), field.type)
             for field in table.schema
         ]
         both = pa.concat_tables([table.filter(pc.invert(mask)), pa.table(columns, schema=table.schema)])
@@ -176,6 +186,11 @@ def bare_case(case: Case, stage: Stage, at_ms: int) -> Case:
     """Returns what is kept of a forgotten case on its way: where it came from and what it cost."""
     kept = ("case_id", "epoch", "task", "split", "pipeline", "source", "created_ms", "spend", "charges")
     return Case(**{name: getattr(case, name) for name in kept}).ended("dropped", stage, at_ms, REASON)
+
+
+def bare_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is kept of a forgotten row that is not in a file yet."""
+    return {name: value if name in KEPT else _BARE_ROW.get(name) for name, value in row.items()}
 
 
 def is_bare(case: Case) -> bool:
@@ -231,5 +246,5 @@ def _flat(array: Any) -> pa.Array:
 
 
 _BARE = Case(case_id="", task="", split="train", source=Source(cluster="", topic="", partition=0, offset=0))
-
+_BARE_ROW = outcome_row(_BARE.ended("dropped", "sink", 0, REASON), 0, 0)
 assert set(KEPT) <= set(OUTCOME_SCHEMA.names)

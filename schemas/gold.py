@@ -166,14 +166,15 @@ def read_outcomes(
     watermark: Mapping[int, int] | None = None,
     above: Mapping[int, int] | None = None,
 ) -> pa.Table:
-    """Returns one row per case, in (partition, offset) order; of several epochs the highest.
+    """Returns one row per case, in (partition, offset) order; of several epochs the highest; nothing forgotten.
 
     `watermark` leaves out what came later, `above` what was below that one. The columns needed for that choice are
     read besides and dropped.
     """
     needed = ("case_id", "epoch", "task", "kafka_partition", "kafka_offset")
     wanted = list(columns) if columns is not None else list(OUTCOME_SCHEMA.names)
-    read = list(dict.fromkeys([*wanted, *needed]))
+    forgotten = read_forgotten(gold)
+    read = list(dict.fromkeys([*wanted, *needed, *(MATCHED_ON if forgotten else ("reason",))]))
 
     def tables(manifest: Manifest) -> list[pa.Table]:
         found = [pa.schema([OUTCOME_SCHEMA.field(name) for name in read]).empty_table()]

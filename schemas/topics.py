@@ -11,6 +11,7 @@ from schemas.settings import Role, Settings
 
 PROMPTS, ATTEMPTS, REFINE, ACCEPTED, OUTCOMES = "prompts", "attempts", "refine", "accepted", "outcomes"
 ADAPTERS, COMMANDS, STRATEGIES, LEDGER = "adapters", "commands", "strategies", "ledger"
+FORGOTTEN = "forgotten"
 LEDGER_DAYS = 400  # for which `goldstream cost` can tell what was spent
 
 STAGE_INPUT: dict[Role, str] = {
@@ -62,5 +63,6 @@ def topic_plan(settings: Settings) -> list[TopicPlan]:
         plan(ADAPTERS, latest, "which adapter serves each task", 1),
         plan(COMMANDS, latest, "pause and resume", 1),
         plan(LEDGER, latest | ledger, "what calls cost, by day, task, role and worker", 1),
+        plan(FORGOTTEN, latest, "who and what is forgotten, as keyed hashes", 1),
         plan(STRATEGIES, forever, "strategies as they were learned, merged and reworded", 1),
     ]

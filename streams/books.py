@@ -178,8 +178,10 @@ _PLACE = "source_topic, source_partition, source_offset, source_index"
 
 _ROWS = f"""
 CREATE TEMP TABLE written AS
-SELECT source_cluster, {_PLACE}, coalesce(source_count, 1) AS source_count, case_id, epoch, outcome
-FROM landed
+SELECT source_cluster, {_PLACE}, coalesce(source_count, 1) AS source_count, case_id, epoch,
+       if(gone.kind IS NULL, outcome, 'dropped') AS outcome
+FROM stored LEFT JOIN (FROM forgotten WHERE kind = 'row') AS gone  -- a forgotten row ends as dropped once erased
+  ON kafka_partition = gone."partition" AND kafka_offset = gone."offset"
 WHERE $topics IS NULL OR list_contains($topics, source_topic)
 """
 

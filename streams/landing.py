@@ -32,6 +32,7 @@ from schemas.gold import (
 )
 from schemas.measures import SINK_FSYNC
 from schemas.outcomes import OUTCOME_SCHEMA, outcome_table
+from streams.forgetting.file import keep_forgotten
 
 _REMEDY = {
     errno.ENOSPC: "Free space there",
@@ -123,10 +124,12 @@ class LandingChain:
 def write_columns_file(gold: Path) -> Path:
     """Makes sure an empty file with every column lies where the views look, and returns its path.
 
-    With it the views work before the first outcome, and a column added later exists for older files too.
+    With it the views work before the first outcome, and a column added later exists for older files too. So does an
+    empty list of what is forgotten, where nothing is.
     """
     path = gold / "landing" / "p=schema" / "columns.parquet"
     try:
+        keep_forgotten(gold)
         if path.exists() and set(OUTCOME_SCHEMA.names) <= set(pq.read_schema(path).names):
             return path
         _make_folder(path.parent)

@@ -5,8 +5,8 @@
 --
 -- Run it once per session: the views ask the variables below at every query, and so see new rows as the sink writes
 -- them. Without the first line the gold set is .goldstream/gold below the working directory. The views need
--- landing/p=schema/columns.parquet, an empty file that the sink, `goldstream gold stats` and every other reading
--- command put there.
+-- landing/p=schema/columns.parquet and forgotten/keys.parquet, which the sink, `goldstream gold stats` and every other
+-- reading command put there.
 --
 -- A case has one row in outcomes. Redriven cases have a newer row of a higher epoch, which supersedes.
 
@@ -14,9 +14,21 @@ SET VARIABLE gold = coalesce(getvariable('gold'), '.goldstream/gold');
 -- Making a view reads every footer it can reach, so while they are made they reach only the empty file.
 SET VARIABLE landing = getvariable('gold') || '/landing/p=schema/*.parquet';
 
--- Every row ever landed, superseded ones too.
-CREATE OR REPLACE VIEW landed AS
+-- Every row on disk, and so the forgotten ones until the next compaction. Only the audit asks it.
+CREATE OR REPLACE VIEW stored AS
 SELECT * FROM read_parquet(getvariable('landing'), union_by_name = true, hive_partitioning = false);
+
+-- What is forgotten: keyed hashes of users, traces, sessions and cases, and the places of the rows that means.
+CREATE OR REPLACE VIEW forgotten AS
+SELECT * FROM read_parquet(getvariable('gold') || '/forgotten/keys.parquet', hive_partitioning = false);
+
+-- Every row ever landed that nobody has forgotten, superseded ones too.
+CREATE OR REPLACE VIEW landed AS
+SELECT stored.*
+FROM stored
+ANTI JOIN (SELECT "partition", "offset" FROM forgotten WHERE kind = 'row') AS gone
+  ON stored.kafka_partition = gone."partition" AND stored.kafka_offset = gone."offset"
+WHERE stored.reason IS DISTINCT FROM 'forgotten';
 
 -- One row per case: that of its highest epoch. Few cases are redriven, so only their ids are held in memory.
 CREATE OR REPLACE VIEW outcomes AS

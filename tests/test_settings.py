@@ -85,4 +85,5 @@ def test_every_topic_is_planned_under_the_prefix(tmp_path: Path) -> None:
     assert {plan.name for plan in plans if plan.config.get("cleanup.policy") == "compact"} == {
         "x.adapters",
         "x.commands",
+        "x.forgotten",
     }
