@@ -27,6 +27,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     latency_s: float  # of the successful call
     cost_usd: float
     tool_calls: Calls = ()
+    finish_reason: str = ""
 
     def spend(self) -> Spend:
         """Returns the call as an entry of a case's spend."""
@@ -106,6 +107,7 @@ def _answer(
         latency_s=spend.model_s,
         cost_usd=spend.cost_usd,
         tool_calls=calls,
+        finish_reason=choice.finish_reason or "",
     )
 
 

@@ -33,6 +33,7 @@ from agents.local import LocalEngine
 from agents.prices import expected
 from agents.providers import call_engine, carried, failure, load_litellm
 from agents.routing import Routes
+from agents.traced import outgoing, traced
 from schemas.adapters import served_name
 from schemas.case import Message, Spend
 from schemas.chat import to_chat
@@ -111,13 +112,15 @@ class Models:
                 left_s = deadline - loop.time()
             timeout_s = min(sum(one.timeout_s for one in (model, *model.fallbacks)), left_s)
             try:
-                with Counted(task, role, model.model) as counted:
+                span = traced(role, task, model, adapter, messages, tries)
+                with Counted(task, role, model.model) as counted, span:
                     async with asyncio.timeout(timeout_s):
                         call = self._call(
                             role, task, model, adapter, messages, timeout_s, response_format, thinking, by, told
                         )
                         completion = await (self._charged(call, reserved, role) if reserved else call)
                     counted.answered(completion)
+                    span.answered(completion)
                 if endpoint is not None:
                     self._endpoints.note(endpoint, case_id, None)
                 return completion
@@ -269,6 +272,8 @@ class Models:
             if response_format is not None:
                 call["response_format"] = response_format
             call |= carried(told, model, call.get("extra_body"))
+        if provider == "hosted_vllm" and (context := outgoing()):
+            call["extra_headers"] = {**(call.get("extra_headers") or {}), **context}
         what, started, asked = f"{role} of {task}: {call['model']}", time.perf_counter(), model
         try:
             if model.fallbacks:

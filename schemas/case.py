@@ -227,7 +227,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pipeline: str = ""  # version of the factory's settings for this task
     source: Source
     body_sha256: str = ""
-    trace_id: str = ""
+    trace_id: str = ""  # as the product's log has it
+    traceparent: str = ""  # of the span that goes on where no header says so: the product's, intake's, the last stage's
     session: str = ""  # keyed hash of the conversation; near copies share it
     workload: str = ""
     user: str = ""  # keyed hash, for erasure

@@ -60,6 +60,9 @@ ROLLOUT_STEPS = Counter(
     ("task", "step", "result"),
 )  # fmt: skip
 
+# Every process whose spans are traced
+TRACING_SPANS = Counter("goldstream_tracing_spans", "Spans, by result: sent, failed or queue_full.", ("result",))
+
 PROCESS_FAMILIES: dict[str, tuple[Family, ...]] = {
     "intake": (INTAKE_RECORDS,),
     "worker": (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from schemas.errors import SettingsError
-from schemas.measures import PROCESS_FAMILIES
+from schemas.measures import PROCESS_FAMILIES, TRACING_SPANS
 from schemas.metrics import Family
 from schemas.process import NAME
 from schemas.settings import Settings
@@ -49,7 +49,8 @@ def serving_metrics(
         yield ""
         return
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_collector(PROCESS_FAMILIES[process] if families is None else families))
+    shown = tuple(PROCESS_FAMILIES[process] if families is None else families)
+    registry.register(_collector((*shown, TRACING_SPANS) if settings.tracing.endpoint else shown))
     ProcessCollector(registry=registry)
     server, thread = _bound(settings, registry, port)
     address = _address(settings.metrics.host, server.server_port)

@@ -16,11 +16,12 @@ from schemas.settings.root import Settings, Task
 from schemas.settings.rubric import Panel, Rubric, Rule, Scale
 from schemas.settings.section import ROLES, TASK_NAME, Role
 from schemas.settings.streams import Intake, Kafka, Sink, Worker
+from schemas.settings.tracing import Tracing
 from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 
 __all__ = [
     "ROLES", "TASK_NAME", "Budget", "CarryOver", "Dashboard", "Gate", "Intake", "Kafka", "Limits", "LocalModel",
     "Mapping", "Metrics", "Model", "NearDuplicates", "Panel", "PersonalKind", "Redact", "Refiner", "Refining",
     "Review", "Role", "Rollout", "Rubric", "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies",
-    "Task", "Trainer", "Webhook", "Worker", "load_settings",
+    "Task", "Tracing", "Trainer", "Webhook", "Worker", "load_settings",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from schemas.settings.check_admission import check_admission
 from schemas.settings.check_budget import check_budget
 from schemas.settings.check_mapping import check_mappings
 from schemas.settings.check_rubric import check_panel, check_rubric
+from schemas.settings.check_tracing import check_tracing
 from schemas.settings.models import Model
 from schemas.settings.root import Settings, Task
 from schemas.settings.section import ROLES, TASK_NAME
@@ -28,6 +29,7 @@ def check(settings: Settings, path: Path) -> None:
         )
     check_admission(settings, path)
     check_mappings(settings, path)
+    check_tracing(settings.tracing, path)
     for name, task in settings.tasks.items():
         if not re.fullmatch(TASK_NAME, name):
             raise SettingsError(

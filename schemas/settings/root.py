@@ -20,6 +20,7 @@ from schemas.settings.refining import Refining, Review, Strategies
 from schemas.settings.rubric import Panel, Rubric
 from schemas.settings.section import Role, Section, Share
 from schemas.settings.streams import Intake, Kafka, Sink, Worker
+from schemas.settings.tracing import Tracing
 from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 
 
@@ -69,6 +70,7 @@ class Settings(Section, frozen=True):
     sink: Sink = Sink()
     webhook: Webhook = Webhook()
     metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
     dashboard: Dashboard = Dashboard()
     local: dict[str, LocalModel] = {}
     map: dict[str, Mapping] = {}  # by topic; before that of a task
