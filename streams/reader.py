@@ -18,6 +18,7 @@ import msgspec
 
 from schemas.errors import RecordError
 from schemas.settings import Settings
+from schemas.tracing.context import parent_in
 from streams.mapping import CompiledMapping
 from streams.records import Found, Record
 from streams.shapes.cloudevents import completed, context_of, from_headers, is_structured, structured_data
@@ -114,6 +115,8 @@ class _Walk:
             attributes = from_headers(headers)
             if attributes:
                 self.trail, context = "cloudevents/", context_of(attributes)
+            if (parent := parent_in(headers)) is not None:  # nearer than what the event says of its own beginning
+                context |= {"trace_id": parent.trace_id, "traceparent": parent.header}
         if value is None:
             raise RecordError("deleted", "the record is a tombstone")
         if not value.strip():

@@ -23,6 +23,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ts_ms: int = 0  # when the call was made
     source: str = ""  # the service that logged it
     trace_id: str = ""
+    traceparent: str = ""  # of the span that made the call or logged it; in W3C's form, or ""
     session_id: str = ""
     workload: str = ""
     user: str = ""

@@ -83,6 +83,7 @@ class Admission:
                 source=source,
                 body_sha256=hashlib.sha256(msgspec.json.encode(body)).hexdigest(),
                 trace_id=record.trace_id,
+                traceparent=record.traceparent,
                 session=keyed_hash(key, "session", conversation(record)),
                 user=keyed_hash(key, "user", record.user) if record.user else "",
                 workload=record.workload,

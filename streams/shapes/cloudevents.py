@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas.errors import RecordError
+from schemas.tracing.context import read_traceparent
 from streams.records import Record
 from streams.shapes.values import first, kind, time_ms
 
@@ -37,9 +38,8 @@ def context_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"ts_ms": time_ms(attributes.get("time")), "source": first(attributes.get("source"))}
     if first(attributes.get("id")):  # unique together with its source, says the specification
         found["event_id"] = f"{first(attributes.get('source'))}#{first(attributes.get('id'))}"
-    parent = first(attributes.get("traceparent")).split("-")
-    if len(parent) == 4:
-        found["trace_id"] = parent[1]
+    if (parent := read_traceparent(first(attributes.get("traceparent")))) is not None:
+        found |= {"trace_id": parent.trace_id, "traceparent": parent.header}
     return found
 
 

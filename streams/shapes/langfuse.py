@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schemas.errors import RecordError
+from schemas.tracing.context import joined
 from streams.records import Record
 from streams.shapes.chat import asked_and_answered, read_completion, read_messages
 from streams.shapes.values import amount, first, keys, number, obj, params, parsed, text, time_ms, tools
@@ -42,6 +43,7 @@ def read_langfuse(body: dict[str, Any]) -> Record:
         ts_ms=time_ms(_either(body, "start_time")),
         source="langfuse",
         trace_id=first(_either(body, "trace_id")),
+        traceparent=joined(_either(body, "trace_id"), body.get("id")),  # their newer ids are OpenTelemetry's
         session_id=first(_either(body, "session_id"), metadata.get("session_id")),
         workload=first(metadata.get("workload"), body.get("name")),
         user=first(_either(body, "user_id"), metadata.get("user_id")),

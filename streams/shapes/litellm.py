@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schemas.errors import RecordError
+from schemas.tracing.context import logged_parent
 from streams.records import Record
 from streams.shapes.chat import REDACTED
 from streams.shapes.openai import read_halves
@@ -52,6 +53,7 @@ def read_litellm(body: dict[str, Any]) -> Record:
         ts_ms=time_ms(body.get("startTime")) or record.ts_ms,
         source="litellm",
         trace_id=first(body.get("trace_id")),
+        traceparent=logged_parent(metadata, theirs, ours),
         session_id=first(body.get("session_id"), theirs.get("session_id"), ours.get("session_id")),
         workload=first(theirs.get("workload"), ours.get("workload"), theirs.get("workload_id")),
         user=first(body.get("end_user"), metadata.get("user_api_key_end_user_id"), record.user),

@@ -6,6 +6,7 @@ from typing import Any
 
 from schemas.case import Message
 from schemas.errors import RecordError
+from schemas.tracing.context import logged_parent
 from streams.records import Record
 from streams.shapes.chat import asked_and_answered, read_completion, read_messages
 from streams.shapes.streamed import is_chunk, whole_response
@@ -46,6 +47,7 @@ def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], sh
         event_id=first(response.get("id"), around.get("request_id"), around.get("id"), request.get("id")),
         ts_ms=time_ms(response.get("created") or around.get("timestamp") or around.get("created_at")),
         trace_id=first(around.get("trace_id"), metadata.get("trace_id")),
+        traceparent=logged_parent(around, metadata),
         session_id=first(around.get("session_id"), metadata.get("session_id"), around.get("conversation_id")),
         workload=first(around.get("workload_id"), around.get("workload"), metadata.get("workload")),
         user=first(request.get("user"), around.get("user_id"), request.get("safety_identifier")),

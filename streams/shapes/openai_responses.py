@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schemas.errors import RecordError
+from schemas.tracing.context import logged_parent
 from streams.records import Record
 from streams.shapes.chat import read_completion, read_messages
 from streams.shapes.values import amount, arguments, first, kind, number, obj, params, parsed, text, time_ms, tools
@@ -46,6 +47,7 @@ def read_responses(request: dict[str, Any], response: Any, around: dict[str, Any
         event_id=first(response.get("id"), around.get("request_id"), request.get("id")),
         ts_ms=time_ms(response.get("created_at") or around.get("timestamp")),
         trace_id=first(around.get("trace_id"), metadata.get("trace_id")),
+        traceparent=logged_parent(around, metadata),
         session_id=first(around.get("session_id"), metadata.get("session_id"), conversation),
         workload=first(around.get("workload_id"), metadata.get("workload")),
         user=first(request.get("user"), request.get("safety_identifier"), around.get("user_id")),

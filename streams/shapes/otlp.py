@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from schemas.errors import RecordError
+from schemas.tracing.context import joined
 from streams.records import Found, Record
 from streams.shapes.otlp_messages import Attributes, answered_by, asked_of, numbered_groups, offered_to
 from streams.shapes.values import amount, first, kind, number, obj, params, time_ms
@@ -145,6 +146,7 @@ def _read_span(span: dict[str, Any], attributes: Attributes, resource: Attribute
         ts_ms=time_ms(span.get("startTimeUnixNano")),
         source=first(resource.get("service.name")),
         trace_id=trace_id,
+        traceparent=joined(trace_id, span_id, span.get("flags")),
         session_id=first(get("gen_ai.conversation.id"), get("session.id")),
         workload=first(get("gen_ai.agent.name"), get("workload"), get("gen_ai.prompt.name")),
         user=first(get("user.id"), get("enduser.id")),
