@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.errors import ChainBroken
+from schemas.forgotten import MATCHED_ON, read_forgotten
 from schemas.manifests import Manifest, consistently
 from schemas.manifests import Watermark as Watermark
 from schemas.outcomes import OUTCOME_SCHEMA
@@ -184,7 +185,7 @@ def read_outcomes(
                 table = table.filter(_between(table, watermark, above or {}))
             if task is not None:
                 table = table.filter(pc.equal(table["task"], task))
-            found.append(table)
+            found.append(forgotten.without(table))
         return found
 
     return _latest_epoch(_in_order(consistently(gold, tables))).select(wanted)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from schemas.forgotten import MATCHED_ON, REASON, Forgetting, Forgotten, Place, read_forgotten
 from schemas.hashing import keyed_hash
