@@ -17,6 +17,7 @@ from agents.strategist import leaks
 from schemas.case import Attempt, Case, Review, Verdict, Violation
 from schemas.errors import ReviewError
 from schemas.settings import Settings
+from schemas.tools import read_answer
 
 NAME = r"[\w.@+-][\w .@+-]{0,63}"
 
@@ -100,11 +101,13 @@ def decided_case(case: Case, decision: Decision, at_ms: int, sampled: bool) -> C
     elif verdict is None or verdict.passed:
         attempts[place] = msgspec.structs.replace(judged, verdict=_verdict(verdict, decision, passes=False))
     if decision.decision == "edit":
+        text, calls = read_answer(decision.text) if case.tools else (decision.text, ())
         attempts.append(
             Attempt(
                 round=last + 1,
                 source="refiner",
-                text=decision.text,
+                text=text,
+                tool_calls=calls,
                 model=f"expert:{decision.by}",
                 refiner="expert",
                 rewrote=judged.round,

@@ -15,7 +15,7 @@ import msgspec
 
 from agents.models import Models
 from agents.panel import decided, first_asked, merged, seats
-from agents.prompts import judge_messages, verdict_schema
+from agents.prompts import Tools, judge_messages, verdict_schema
 from agents.verdict import find_hinge, make_verdict, read_vote
 from agents.verifiers import load_functions, run_checks
 from agents.verifiers.python import load_verifier
@@ -66,7 +66,8 @@ async def judge_answer(
         return by_programs, Spend()
     if models is None:
         raise SettingsError(f"tasks.{task} is judged by a model, but no model access was given")
-    return await _Bench(settings, models, task, messages, answer, found, deadline).verdict()
+    tools = (record or {}).get("tools") or ()
+    return await _Bench(settings, models, task, messages, answer, found, deadline, tools).verdict()
 
 
 def load_rubric(rubric: Rubric) -> None:
@@ -101,8 +102,9 @@ class _Bench:
         answer: str,
         found: Sequence[Violation],
         deadline: float,
+        tools: Tools,
     ) -> None:
-        self._task, self._models, self._deadline = task, models, deadline
+        self._task, self._models, self._deadline, self._tools = task, models, deadline, tools
         self._judge, self._panel = settings.task(task).judge, settings.task(task).panel
         self._rubric = settings.task(task).rubric
         self._messages, self._answer, self._found = messages, answer, found
@@ -150,7 +152,7 @@ class _Bench:
         schema = verdict_schema(self._rubric)
         chosen: dict[str, Any] = {} if model is self._judge else {"model": model}
         for is_last in (False, True):
-            prompt = judge_messages(self._messages, self._answer, self._rubric)
+            prompt = judge_messages(self._messages, self._answer, self._rubric, self._tools)
             try:
                 completion = await self._models.complete(
                     "judge", self._task, prompt, deadline=self._deadline, response_format=schema, **chosen

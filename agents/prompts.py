@@ -23,6 +23,7 @@ from schemas.case import Attempt, Case, Message, Strategy, Violation
 from schemas.chat import to_chat
 from schemas.errors import BadAnswer
 from schemas.settings import Rubric, Scale
+from schemas.tools import template_tools
 
 _FENCE = re.compile(r"<<<([a-z_]+) ([0-9a-f]{16})>>>\n(.*?)\n<<<end \1 \2>>>", re.DOTALL)
 
@@ -48,6 +49,7 @@ _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')  # not in a text; JSON has none, some models write it
 _T = TypeVar("_T")
+Tools = Sequence[dict[str, Any]]  # what the conversation let the model call
 
 _INTRODUCTION = """\
 You check and repair the answers of another model. Everything between a line <<<NAME code>>> and the line \
@@ -68,6 +70,13 @@ _REFINER = """\
 so that it obeys every rule. Edit as little as you can: keep each word that no violation concerns, and add nothing \
 that the conversation does not support.
 Answer with the rewritten answer alone, without comment or markup around it."""
+_TOOLS = """\
+`tools` lists what the conversation let the model call; a <tool_call> block in a draft is a call with its arguments. \
+To call a tool is to answer: its result comes later.
+"""
+_CALLING = """
+Keep and write each call of a tool as its own <tool_call> block behind the text, \
+{"name": "...", "arguments": {...}} in it, and call none but those of `tools`."""
 _STRATEGIST = """\
 `drafts` lists failed answers to the conversation, in order; `violations` lists the rules they broke ("attempt" counts \
 drafts from 0). Name the one mistake behind them that matters most, and one guardrail against it. Both must help with \
@@ -116,17 +125,18 @@ def verdict_schema(rubric: Rubric) -> dict[str, Any]:
     return _json_schema("verdict", {"violations": {"type": "array", "items": violation}} | graded)
 
 
-def judge_messages(messages: Sequence[Message], answer: str, rubric: Rubric) -> list[Message]:
+def judge_messages(messages: Sequence[Message], answer: str, rubric: Rubric, tools: Tools = ()) -> list[Message]:
     """Returns the prompt that asks for a verdict on an answer to a conversation, by the rules that a model decides."""
     asked = msgspec.structs.replace(rubric, rules=rubric.model_rules)
     instruction = _JUDGE + (_FORM % "" if rubric.scale is None else _grade(rubric.scale) + _FORM % ', "score": 0')
-    return _prompt(messages, asked, {"draft": answer}, instruction)
+    return _prompt(messages, asked, {"draft": answer}, instruction, tools)
 
 
 def refiner_messages(case: Case, draft: Attempt, rubric: Rubric) -> list[Message]:
     """Returns the prompt that asks for a rewrite of one attempt of the case, from its violations."""
     violations = [] if draft.verdict is None else [msgspec.to_builtins(v) for v in draft.verdict.violations]
-    return _prompt(case.messages, rubric, {"draft": draft.text, "violations": violations}, _REFINER)
+    instruction = _REFINER + (_CALLING if case.tools else "")
+    return _prompt(case.messages, rubric, {"draft": draft.text, "violations": violations}, instruction, case.tools)
 
 
 def strategist_messages(case: Case, rubric: Rubric, known: Sequence[Strategy] = ()) -> list[Message]:
@@ -139,10 +149,10 @@ def strategist_messages(case: Case, rubric: Rubric, known: Sequence[Strategy] = 
     ]
     data: dict[str, Any] = {"drafts": [attempt.text for attempt in failed], "violations": violations}
     if not known:
-        return _prompt(case.messages, rubric, data, _STRATEGIST)
+        return _prompt(case.messages, rubric, data, _STRATEGIST, case.tools)
     data["known"] = [{"id": one.id, "mistake": one.mistake, "guardrail": one.guardrail} for one in known]
     asked = _STRATEGIST.rpartition("\n")[0]  # all but the form of the answer
-    return _prompt(case.messages, rubric, data, asked + _STRATEGIST_KNOWN)
+    return _prompt(case.messages, rubric, data, asked + _STRATEGIST_KNOWN, case.tools)
 
 
 def failed_attempts(case: Case) -> list[Attempt]:
@@ -206,10 +216,14 @@ def read_json(text: str, type: type[_T]) -> _T:
     return found
 
 
-def _prompt(messages: Sequence[Message], rubric: Rubric, data: dict[str, Any], instruction: str) -> list[Message]:
+def _prompt(
+    messages: Sequence[Message], rubric: Rubric, data: dict[str, Any], instruction: str, tools: Tools = ()
+) -> list[Message]:
     """Returns system and user message: rubric, what is asked, then the data under a code of this call's own."""
     nonce = secrets.token_hex(8)
-    sections = {"conversation": to_chat(messages), **data}
+    offered = {"tools": template_tools(tools)} if tools else {}
+    instruction = _TOOLS + instruction if tools else instruction
+    sections = {"conversation": to_chat(messages), **offered, **data}
     fenced = "\n\n".join(
         # Cleaned before it is encoded: a removal must not cut through the JSON that holds it.
         fence(name, value, nonce) if isinstance(value, str) else _section(name, _json(_cleaned(value)), nonce)

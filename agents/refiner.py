@@ -20,6 +20,7 @@ from agents.prompts import refiner_messages
 from schemas.case import Case, Message
 from schemas.errors import EndpointRefused, ModelError
 from schemas.settings import Settings
+from schemas.tools import read_answer
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ async def refine(case: Case, settings: Settings, models: Models, *, deadline: fl
     before = case.attempts[step.attempt]
     prompt = refiner_messages(case, before, task.rubric)
     by, answer = await _asked(step, case, prompt, models, deadline)
+    if case.tools and not answer.tool_calls:  # the prompt asks for calls as blocks in the text
+        text, calls = read_answer(answer.text)
+        answer = msgspec.structs.replace(answer, text=text, tool_calls=calls)
     rewritten = msgspec.structs.replace(
         answer.attempt("refiner", case.rounds + 1),
         refiner=by,

@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.case import Message
-from schemas.chat import render_prompt, strategy_text
+from schemas.chat import render_answer, render_prompt, strategy_text
 from schemas.errors import TrainingError
 from schemas.gold import read_outcomes
 from schemas.outcomes import row_messages, row_strategy
 from schemas.settings import Trainer
-from trainer.recipes import RECIPES, LeftOut, Recipe, chosen_answers
+from schemas.tools import answer_words, template_tools
+from trainer.recipes import RECIPES, Chosen, LeftOut, Recipe, chosen_answers
 from trainer.sampling import score_proportional, top_sets
 
 Branch = Literal["A", "B"]
@@ -41,6 +42,8 @@ COLUMNS = (
     "strategy_mistake",
     "strategy_guardrail",
     "strategy_model",
+    "tools",
+    "answer_tool_calls",
 )
 SKIPPED_REASONS = {
     "too_long": "the pair is longer than trainer.max_length; it is left out, never cut",
@@ -49,6 +52,7 @@ SKIPPED_REASONS = {
     "empty_answer": "the row carries no answer",
     "contaminated": "too many of its runs of words are in the holdout too: trainer.max_overlap",
     "unrenderable": "the base's chat template refuses these messages",
+    "no_call_template": "the answer calls tools, and the base's chat template does not write calls",
     "no_teacher": "sft: no refiner but the student itself wrote an answer, as where the first attempt passed",
     "not_passed_at_once": "rejection: the first attempt failed, or was not the student's",
     "same_prompt": "rejection: a sample of the same prompt is already taken",
@@ -93,11 +97,18 @@ def train_rows(gold: Path, task: str, watermark: Mapping[int, int], recipe: Reci
 
 
 def training_data(
-    rows: pa.Table, tokenizer: Any, trainer: Trainer, *, context: int | None = None, student_model: str = ""
+    rows: pa.Table,
+    tokenizer: Any,
+    trainer: Trainer,
+    *,
+    context: int | None = None,
+    student_model: str = "",
+    tools: bool = True,
 ) -> Dataset:
     """Returns what a run of these settings trains on: the recipe's examples, sampled by quality where that is on.
 
-    `context` is the base's (`base_context`), `student_model` the model string of the task's student. Raises
+    `context` is the base's (`base_context`), `student_model` the model string of the task's student, `tools` whether it
+    is offered the tools of the product's call (carry_over.tools). Raises
     TrainingError as build_examples and sample_by_quality do.
     """
     data = build_examples(
@@ -109,6 +120,7 @@ def training_data(
         pair_weights=trainer.pair_weights,
         context=context,
         student_model=student_model,
+        tools=tools,
     )
     return sample_by_quality(data, trainer)
 
@@ -123,6 +135,7 @@ def build_examples(
     pair_weights: tuple[float, float] = (1.0, 1.0),
     context: int | None = None,
     student_model: str = "",
+    tools: bool = True,
 ) -> Dataset:
     """Returns pair A of every row the recipe takes and, for "rgt", pair B of every row with a strategy.
 
@@ -145,7 +158,8 @@ def build_examples(
     examples: list[Example] = []
     skipped: Counter[str] = Counter()
     strategies = 0
-    for row, answer, score in chosen_answers(rows, recipe, student_model, skipped):
+    for chosen in chosen_answers(rows, recipe, student_model, skipped):
+        row, offered = chosen.row, template_tools(_json(chosen.row["tools"])) if tools else []
         has_b = recipe == "rgt" and row_strategy(row) is not None
         strategies += has_b
         branches: list[Branch] = ["A"] if weight_a else []
@@ -153,10 +167,10 @@ def build_examples(
         for branch in branches:
             try:
                 if branch == "A":
-                    prompt, parts = _pair_a(row, answer, tokenizer, weight_a)
+                    prompt, parts = _pair_a(chosen, tokenizer, offered, weight_a)
                 else:
-                    prompt, parts = _pair_b(row, answer, tokenizer, weight_b, strategy_weight * weight_b)
-                example = _example(row["case_id"], branch, prompt, parts, score)
+                    prompt, parts = _pair_b(chosen, tokenizer, offered, weight_b, strategy_weight * weight_b)
+                example = _example(row["case_id"], branch, prompt, parts, chosen.score)
                 _refuse_length(len(example.input_ids), max_length, context)
                 examples.append(example)
             except LeftOut as reason:
@@ -234,18 +248,22 @@ def _nothing_left(
 _Pair = tuple[list[int], list[tuple[list[int], float]]]  # prompt, and parts of the completion with their loss weight
 
 
-def _pair_a(row: dict[str, Any], answer: str | None, tokenizer: Any, weight: float) -> _Pair:
+_Tools = list[dict[str, Any]]  # that the prompt offers
+
+
+def _pair_a(chosen: Chosen, tokenizer: Any, tools: _Tools, weight: float) -> _Pair:
     """Builds x -> y* on the prompt of inference; the prompt, with its empty think block, is masked."""
-    prompt = _encode(tokenizer, _render(tokenizer, row_messages(row), thinking=False))
-    return prompt, [(_answer(answer, tokenizer), weight)]
+    messages = row_messages(chosen.row)
+    prompt = _encode(tokenizer, _render(tokenizer, messages, tools, thinking=False))
+    return prompt, [(_answer(chosen, tokenizer, messages, tools), weight)]
 
 
-def _pair_b(row: dict[str, Any], answer: str | None, tokenizer: Any, weight: float, strategy_weight: float) -> _Pair:
+def _pair_b(chosen: Chosen, tokenizer: Any, tools: _Tools, weight: float, strategy_weight: float) -> _Pair:
     """Builds x -> think block with the strategy, then y*. Strategy and think tags weigh `strategy_weight`."""
-    messages, strategy = row_messages(row), row_strategy(row)
+    messages, strategy = row_messages(chosen.row), row_strategy(chosen.row)
     assert strategy is not None
-    text = _render(tokenizer, messages, thinking=True)
-    if text == _render(tokenizer, messages, thinking=False):
+    text = _render(tokenizer, messages, tools, thinking=True)
+    if text == _render(tokenizer, messages, tools, thinking=False):
         raise TrainingError(
             f"the chat template of {_name(tokenizer)} does not know enable_thinking, so "
             'that pair B would teach thinking where inference wants none. Set trainer.recipe = "isft", or choose a '
@@ -256,21 +274,36 @@ def _pair_b(row: dict[str, Any], answer: str | None, tokenizer: Any, weight: flo
     # Some templates open the block themselves.
     opening = "" if text.rstrip().endswith("<think>") else "<think>\n"
     thought = _encode(tokenizer, f"{opening}{block}\n</think>\n\n")
-    return _encode(tokenizer, text), [(thought, strategy_weight), (_answer(answer, tokenizer), weight)]
+    return _encode(tokenizer, text), [
+        (thought, strategy_weight),
+        (_answer(chosen, tokenizer, messages, tools), weight),
+    ]
 
 
-def _answer(answer: str | None, tokenizer: Any) -> list[int]:
-    if not answer:
+def _answer(chosen: Chosen, tokenizer: Any, messages: list[Message], tools: _Tools) -> list[int]:
+    """Returns the answer's tokens; calls of tools as the base's template writes them, which is what servers read."""
+    text = chosen.answer
+    if not text:
         raise LeftOut("empty_answer")
-    _refuse_control_text(tokenizer, answer)
-    return [*_encode(tokenizer, answer), tokenizer.eos_token_id]
+    _refuse_control_text(tokenizer, text)
+    if calls := _json(chosen.calls):
+        answer = Message("assistant", answer_words(text, calls), tool_calls=calls)
+        try:
+            text = render_answer(tokenizer, messages, answer, tools)
+        except TrainingError as error:
+            raise LeftOut("no_call_template") from error
+    return [*_encode(tokenizer, text), tokenizer.eos_token_id]
 
 
-def _render(tokenizer: Any, messages: list[Message], *, thinking: bool) -> str:
+def _json(text: str | None) -> list[dict[str, Any]]:
+    return json.loads(text) if text else []
+
+
+def _render(tokenizer: Any, messages: list[Message], tools: _Tools, *, thinking: bool) -> str:
     from jinja2 import TemplateError
 
     try:
-        return render_prompt(tokenizer, messages, thinking=thinking)
+        return render_prompt(tokenizer, messages, thinking, tools)
     except (TemplateError, TypeError) as error:  # a template that knows no system message, or no message without text
         raise LeftOut("unrenderable") from error
 

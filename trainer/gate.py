@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 from schemas.adapters import Comparison, GateExample, GateReport, adapter_folder
 from schemas.case import Message, Verdict, Violation
 from schemas.errors import ModelError, ModelRefused, ModelUnavailable
-from schemas.settings import Settings
+from schemas.settings import Settings, Task
+from schemas.tools import read_answer, template_tools
 from trainer.holdout import HoldoutCase, holdout_sha256
 from trainer.paired import compare, decide
 
@@ -57,9 +58,16 @@ class Engine(Protocol):
         """Forgets it again."""
 
     def generate_batch(
-        self, prompts: Sequence[Sequence[Message]], *, adapter: str, temperature: float, max_tokens: int, thinking: bool
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        adapter: str,
+        temperature: float,
+        max_tokens: int,
+        thinking: bool,
+        tools: Sequence[Sequence[dict[str, Any]]] = (),
     ) -> Sequence[_Generation]:
-        """Answers prompts in order; `adapter` "" is the base."""
+        """Answers prompts in order; `adapter` "" is the base, `tools` are those that each prompt offers."""
 
 
 class Shown(NamedTuple):
@@ -230,10 +238,19 @@ def _answers(
 
     def generate(asked: Sequence[HoldoutCase]) -> None:
         prompts = [case.messages for case in asked]
+        tools = offered_tools(chosen, asked)
         generations = engine.generate_batch(
-            prompts, adapter=version, temperature=0.0, max_tokens=max_tokens, thinking=thinking
+            prompts,
+            adapter=version,
+            temperature=0.0,
+            max_tokens=max_tokens,
+            thinking=thinking,
+            **({"tools": tools} if any(tools) else {}),
         )
-        known.update((case.case_id, g.text) for case, g in zip(asked, generations, strict=True))
+        known.update(
+            (case.case_id, read_answer(made.text)[0] if offered else made.text)
+            for case, made, offered in zip(asked, generations, tools, strict=True)
+        )
 
     try:
         generate(missing)
@@ -245,6 +262,11 @@ def _answers(
         if version:
             engine.unload_adapter(version)
     return known
+
+
+def offered_tools(task: Task, cases: Sequence[HoldoutCase]) -> list[list[dict[str, Any]]]:
+    """Returns each case's tools as the student is offered them in production."""
+    return [template_tools((case.record or {}).get("tools") or ()) if task.carry_over.tools else [] for case in cases]
 
 
 async def _judge_all(

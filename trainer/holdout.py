@@ -28,7 +28,7 @@ class HoldoutCase(NamedTuple):
 
     case_id: str
     messages: list[Message]
-    record: dict[str, Any] | None = None  # what checks of the rubric may compare with
+    record: dict[str, Any] | None = None  # what checks of the rubric may compare with, and the tools that were offered
 
 
 def holdout_cases(gold: Path, task: str) -> list[HoldoutCase]:

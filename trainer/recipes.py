@@ -56,28 +56,35 @@ RECIPES: dict[Recipe, RecipeNeeds] = {
 }
 
 
+class Chosen(NamedTuple):
+    """A row that a recipe takes, and its answer there; the score runs from 0 to 1, None where nobody judged it."""
+
+    row: dict[str, Any]
+    answer: str | None
+    calls: str | None  # of tools, JSON: schemas.case.Attempt.tool_calls
+    score: float | None
+
+
 class LeftOut(Exception):
     """An answer or pair that is not trained on; the text is a key of trainer.dataset.SKIPPED_REASONS."""
 
 
-def chosen_answers(
-    rows: pa.Table, recipe: Recipe, student_model: str, skipped: Counter[str]
-) -> Iterator[tuple[dict[str, Any], str | None, float | None]]:
-    """Yields (row, answer, score) of every row that a recipe takes, and counts the others in `skipped`.
+def chosen_answers(rows: pa.Table, recipe: Recipe, student_model: str, skipped: Counter[str]) -> Iterator[Chosen]:
+    """Yields every row that a recipe takes with its answer, and counts the others in `skipped`.
 
-    The score runs from 0 to 1, None where nobody judged the answer. An attempt is the student's where its model is
-    `student_model`, the task's own now, or that of the row's student attempt, since settings change.
+    An attempt is the student's where its model is `student_model`, the task's own now, or that of the row's student
+    attempt, since settings change.
     """
     prompts: set[str] = set()
     for row in _rows(rows):
         try:
-            answer, score = _answer(row, recipe, student_model)
+            chosen = _answer(row, recipe, student_model)
             if recipe == "rejection":
                 _leave_out_known(row, prompts)
         except LeftOut as reason:
             skipped[str(reason)] += 1
             continue
-        yield row, answer, score
+        yield chosen
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -85,7 +92,7 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _answer(row: dict[str, Any], recipe: Recipe, student_model: str) -> tuple[str | None, float | None]:
+def _answer(row: dict[str, Any], recipe: Recipe, student_model: str) -> Chosen:
     attempts = (row["attempts"] or []) if RECIPES[recipe].attempts else []
     students = {student_model} - {""} | {a["model"] for a in attempts[:1] if a["source"] == "student"}
     if recipe == "sft":
@@ -93,12 +100,12 @@ def _answer(row: dict[str, Any], recipe: Recipe, student_model: str) -> tuple[st
         teacher = next(rewrites, None)
         if teacher is None:
             raise LeftOut("no_teacher")
-        return teacher["text"], _share(teacher)
+        return Chosen(row, teacher["text"], teacher["tool_calls"], _share(teacher))
     if recipe == "rejection" and not any(a["source"] == "student" and a["passed"] for a in attempts[:1]):
         raise LeftOut("not_passed_at_once")
     if recipe == "on_policy" and not any(a["source"] == "refiner" and a["model"] in students for a in attempts[-1:]):
         raise LeftOut("not_self_refined")
-    return row["answer"], _share(row)
+    return Chosen(row, row["answer"], row["answer_tool_calls"], _share(row))
 
 
 def _share(judged: dict[str, Any]) -> float | None:

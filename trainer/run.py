@@ -230,6 +230,7 @@ class Runner:
             trainer,
             context=base_context(self.base.path),
             student_model=settings.task(task).student.model,
+            tools=settings.task(task).carry_over.tools,
         )
         if contaminated:
             data = data._replace(skipped=data.skipped | {"contaminated": contaminated})

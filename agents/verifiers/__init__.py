@@ -16,6 +16,7 @@ from agents.verifiers.python import call, load_verifier
 from agents.verifiers.reference import Record, check_exact, check_numeric
 from agents.verifiers.sections import check_sections
 from agents.verifiers.source import check_source
+from agents.verifiers.tool_calls import check_calls
 from schemas.case import Message, Violation
 from schemas.settings import Rule
 from schemas.settings.verifiers import (
@@ -28,6 +29,7 @@ from schemas.settings.verifiers import (
     RegexCheck,
     SectionsCheck,
     SourceCheck,
+    ToolCallsCheck,
 )
 
 MOST_PER_RULE = 8  # violations told; who repairs the answer learns no more from the ninth
@@ -66,6 +68,8 @@ def find(check: Check, messages: Sequence[Message], answer: str, record: Record 
             return check_sections(check, answer)
         case SourceCheck():
             return check_source(check, messages, answer)
+        case ToolCallsCheck():
+            return check_calls(check, answer, record)
         case PythonCheck():
             return call(check, messages, answer)
 

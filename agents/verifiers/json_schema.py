@@ -15,6 +15,8 @@ from typing import Any
 
 from agents.verifiers.finding import Finding
 from agents.verifiers.patterns import TooSlow, search
+from schemas.errors import SettingsError
+from schemas.settings.check_rubric import check_schema
 from schemas.settings.verifiers import JsonCheck
 
 _BLOCK = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
@@ -43,6 +45,21 @@ def check_json(check: JsonCheck, answer: str, most: int) -> list[Finding]:
     except RecursionError:
         return [Finding("", "the answer is nested too deep to be checked", "Nest less.")]
     return [Finding(_quoted(error.instance, answer), _why(error), "") for error in errors]
+
+
+def schema_errors(schema: dict[str, Any], value: Any, most: int) -> list[str]:
+    """Returns at most `most` reasons why a value does not obey a schema, which may itself be anybody's.
+
+    A schema that is none, or cannot be checked within bounds, is a reason too: what cannot be checked never passes.
+    """
+    try:
+        check_schema(schema, "its tool")
+        validator = _validator(json.dumps(schema, sort_keys=True))
+        return [_why(error) for error in itertools.islice(validator.iter_errors(value), most)]
+    except (SettingsError, TooSlow) as error:
+        return [str(error)]
+    except RecursionError:
+        return ["nested too deep to be checked"]
 
 
 def _why(error: Any) -> str:

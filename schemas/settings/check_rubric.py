@@ -90,7 +90,7 @@ def _is_on(level: str, lowest: float, highest: float) -> bool:
 def _check_check(check: Check, where: str) -> None:
     match check:
         case JsonCheck():
-            _check_schema(check, where)
+            check_schema(check.schema, where)
         case RegexCheck():
             if not check.must and not check.must_not:
                 raise SettingsError(f"{where}: expected patterns in must or must_not; found none.")
@@ -114,18 +114,19 @@ def _check_check(check: Check, where: str) -> None:
             pass
 
 
-def _check_schema(check: JsonCheck, where: str) -> None:
-    if not check.schema:
+def check_schema(schema: dict[str, Any], where: str) -> None:
+    """Raises SettingsError for what is no JSON Schema, or could not be followed when an answer comes."""
+    if not schema:
         return
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import validator_for
 
     try:
-        validator_for(check.schema).check_schema(check.schema)
+        validator_for(schema).check_schema(schema)
     except SchemaError as error:
         place = "/".join(str(part) for part in error.absolute_path) or "its top"
         raise SettingsError(f"{where}: its schema is no JSON Schema: {error.message} (at {place}).") from None
-    _check_references(check.schema, where)
+    _check_references(schema, where)
 
 
 def _check_references(schema: dict[str, Any], where: str) -> None:

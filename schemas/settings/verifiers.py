@@ -82,6 +82,14 @@ class SourceCheck(Section, frozen=True, tag_field="kind", tag="from_source"):
     allow: tuple[str, ...] = ()  # what may be said all the same
 
 
+class ToolCallsCheck(Section, frozen=True, tag_field="kind", tag="tool_calls"):
+    """Every call of a tool names one that the prompt offered, with arguments that obey its schema."""
+
+    required: bool = False  # the answer calls at least one
+    only: tuple[str, ...] = ()  # of these alone, though the prompt offered more
+    most: Count | None = None  # calls in one answer
+
+
 class PythonCheck(Section, frozen=True, tag_field="kind", tag="python"):
     """A function of yours, (messages, answer, **options) -> violations; the rule is this one."""
 
@@ -89,5 +97,15 @@ class PythonCheck(Section, frozen=True, tag_field="kind", tag="python"):
     options: dict[str, Any] = {}
 
 
-Check = JsonCheck | RegexCheck | LengthCheck | ExactCheck | NumericCheck | SectionsCheck | SourceCheck | PythonCheck
-KINDS = ("json", "regex", "length", "exact", "numeric", "sections", "from_source", "python")
+Check = (
+    JsonCheck
+    | RegexCheck
+    | LengthCheck
+    | ExactCheck
+    | NumericCheck
+    | SectionsCheck
+    | SourceCheck
+    | ToolCallsCheck
+    | PythonCheck
+)
+KINDS = ("json", "regex", "length", "exact", "numeric", "sections", "from_source", "tool_calls", "python")

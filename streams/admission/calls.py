@@ -13,6 +13,7 @@ import msgspec
 
 from agents.prices import BYTES_A_TOKEN, Price
 from agents.prompts import judge_messages, refiner_messages, strategist_messages
+from agents.student import carried_over, production_attempt
 from schemas.case import Attempt, Case, Message, Verdict, Violation
 from schemas.settings import ROLES, Model, Role, Task
 
@@ -49,13 +50,14 @@ def role_calls(
         return []
     held = sum(case.split == "holdout" for case in sample) / len(sample)
     bytes_a_token = _bytes_a_token(sample)
-    answers = [len(a.encode("utf-8", "replace")) for case in sample if (a := case.production_answer)]
+    answers = [len(a.encode("utf-8", "replace")) for case in sample if (a := production_attempt(case).text)]
     answer_tokens = sum(answers) / bytes_a_token / len(answers) if answers else math.inf
     rounds = _range(measured.rounds if measured else None, task.max_rounds)
     strategies = _range(measured.strategies if measured else None, 1 if task.max_rounds else 0)
     train = 1 - held
     opinions = task.panel.votes * (1 + len(task.panel.judges))
-    student = sum(not (task.first_attempt == "production" and case.production_answer) for case in sample) / len(sample)
+    logged = sum(task.first_attempt == "production" and bool(production_attempt(case).text) for case in sample)
+    student = 1 - logged / len(sample)
     judged = [1 + train * n for n in rounds]
     calls: dict[Role, tuple[float, float]] = {
         "student": (student, student),
@@ -117,10 +119,11 @@ def _mean_tokens(role: Role, task: Task, sample: Sequence[Case], bytes_a_token: 
 
 def _prompt(role: Role, task: Task, case: Case) -> Sequence[Message]:
     if role == "student":
-        return case.messages
-    answer = case.production_answer or ""
+        told = carried_over(case, task.carry_over)
+        return (*case.messages, *([Message("system", msgspec.json.encode(told).decode())] if told else []))
+    answer = production_attempt(case).text
     if role == "judge":
-        return judge_messages(case.messages, answer, task.rubric)
+        return judge_messages(case.messages, answer, task.rubric, case.tools)
     rule = task.rubric.rules[0].id
     verdict = Verdict(passed=False, score=0, max_score=1, judge="", violations=(Violation(rule, why="." * 120),))
     failed = Attempt(round=0, source="student", text=answer, model="", verdict=verdict)

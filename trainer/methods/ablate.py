@@ -24,7 +24,7 @@ from schemas.gold import current_watermark
 from schemas.settings import Settings, Trainer
 from trainer.base import local_engine, student_base
 from trainer.dataset import Dataset, base_context, build_examples, train_rows
-from trainer.gate import Engine, Judge, task_judge
+from trainer.gate import Engine, Judge, offered_tools, task_judge
 from trainer.holdout import HOLDOUT, HoldoutCase, freeze_holdout, holdout_cases
 from trainer.paired import bootstrap, share
 from trainer.registry import publish
@@ -99,6 +99,7 @@ def ablate(settings: Settings, task: str, *, seeds: int, say: Say, judge: Judge 
                 strategy_weight=trainer.strategy_weight,
                 max_length=trainer.max_length,
                 context=base_context(base.path),
+                tools=settings.task(task).carry_over.tools,
             )
             for arm in ARMS
         }
@@ -234,7 +235,15 @@ def _answers(
 
     def generate(asked: Sequence[HoldoutCase]) -> None:
         prompts = [case.messages for case in asked]
-        made = engine.generate_batch(prompts, adapter=version, temperature=0.0, max_tokens=max_tokens, thinking=False)
+        tools = offered_tools(settings.task(manifest.task), asked)
+        made = engine.generate_batch(
+            prompts,
+            adapter=version,
+            temperature=0.0,
+            max_tokens=max_tokens,
+            thinking=False,
+            **({"tools": tools} if any(tools) else {}),
+        )
         answers.update((case.case_id, one.text) for case, one in zip(asked, made, strict=True))
 
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,6 +125,7 @@ class SeededModels(Models):
         thinking: bool = False,
         by: Role | None = None,
         model: Model | None = None,
+        told: Mapping[str, Any] | None = None,
     ) -> Completion:
         """Answers as agents.models does; `deadline` is not needed, as nothing here can hang."""
         by = by or role
