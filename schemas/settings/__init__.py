@@ -7,6 +7,7 @@ default. An unknown key is an error. Loaded once by a command and passed down.
 from schemas.settings.admission import NearDuplicates, PersonalKind, Redact
 from schemas.settings.budget import Budget, Limits
 from schemas.settings.dashboard import Dashboard
+from schemas.settings.gold import Gold, Publish
 from schemas.settings.load import load_settings
 from schemas.settings.mapping import Mapping, SchemaRegistry
 from schemas.settings.metrics import Metrics
@@ -20,8 +21,8 @@ from schemas.settings.tracing import Tracing
 from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 
 __all__ = [
-    "ROLES", "TASK_NAME", "Budget", "CarryOver", "Dashboard", "Gate", "Intake", "Kafka", "Limits", "LocalModel",
-    "Mapping", "Metrics", "Model", "NearDuplicates", "Panel", "PersonalKind", "Redact", "Refiner", "Refining",
-    "Review", "Role", "Rollout", "Rubric", "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies",
+    "ROLES", "TASK_NAME", "Budget", "CarryOver", "Dashboard", "Gate", "Gold", "Intake", "Kafka", "Limits",
+    "LocalModel", "Mapping", "Metrics", "Model", "NearDuplicates", "Panel", "PersonalKind", "Publish", "Redact",
+    "Refiner", "Refining", "Review", "Role", "Rollout", "Rubric", "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies",
     "Task", "Tracing", "Trainer", "Webhook", "Worker", "load_settings",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from schemas.errors import SettingsError
 from schemas.settings.admission import NearDuplicates, Redact
 from schemas.settings.budget import Budget
 from schemas.settings.dashboard import Dashboard
+from schemas.settings.gold import Gold
 from schemas.settings.mapping import Mapping, SchemaRegistry
 from schemas.settings.metrics import Metrics
 from schemas.settings.models import CarryOver, LocalModel, Model
@@ -60,7 +61,7 @@ class Task(Section, frozen=True):
         return chosen
 
 
-class Settings(Section, frozen=True):
+class Settings(Section, frozen=True, rename={"gold_set": "gold"}):
     """All of goldstream.toml."""
 
     state_dir: str = ".goldstream"
@@ -68,6 +69,7 @@ class Settings(Section, frozen=True):
     intake: Intake = Intake()
     worker: Worker = Worker()
     sink: Sink = Sink()
+    gold_set: Gold = Gold()  # the table [gold]; `gold` is its folder
     webhook: Webhook = Webhook()
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
