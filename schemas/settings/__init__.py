@@ -23,6 +23,7 @@ from schemas.settings.training import Gate, Rollout, Trainer, Webhook
 __all__ = [
     "ROLES", "TASK_NAME", "Budget", "CarryOver", "Dashboard", "Gate", "Gold", "Intake", "Kafka", "Limits",
     "LocalModel", "Mapping", "Metrics", "Model", "NearDuplicates", "Panel", "PersonalKind", "Publish", "Redact",
-    "Refiner", "Refining", "Review", "Role", "Rollout", "Rubric", "Rule", "Scale", "SchemaRegistry", "Settings", "Sink", "Strategies",
+    "Refiner", "Refining", "Review", "Role", "Rollout", "Rubric", "Rule", "Scale", "SchemaRegistry", "Settings",
+    "Sink", "Strategies",
     "Task", "Tracing", "Trainer", "Webhook", "Worker", "load_settings",
 ]  # fmt: skip
