@@ -16,6 +16,8 @@ from agents.calibration import kappa, share
 from schemas.settings import Settings
 from streams.gold import open_gold
 
+COUNTED = ("judged", "review", "sampled", "judge_rules", "rules", "reviewer", "cases")
+
 
 class Kind(msgspec.Struct, kw_only=True):
     """The cases that the judge passed, or those it failed."""
@@ -62,8 +64,11 @@ def agreement(settings: Settings, task: str | None = None) -> Agreement:
     """Returns how far judge and experts agree, for a task or all together."""
     with open_gold(settings.gold) as connection:
         rows = connection.execute(_JUDGED, {"task": task}).fetchall()
-        names = ("judged", "review", "sampled", "judge_rules", "rules", "reviewer", "cases")
-        found = [dict(zip(names, row, strict=True)) for row in rows]
+        return agreement_of([dict(zip(COUNTED, row, strict=True)) for row in rows], task or "all")
+
+
+def agreement_of(found: list[dict[str, Any]], task: str = "all") -> Agreement:
+    """Returns what counts of judged cases come to: rows of COUNTED, `review` None where no expert has decided."""
     decided = [one for one in found if one["review"] is not None]
     drawn = [one for one in decided if one["sampled"]]
     kinds = [_kind(judged, found, drawn) for judged in (True, False)]
@@ -83,7 +88,7 @@ def agreement(settings: Settings, task: str | None = None) -> Agreement:
     if unnamed:
         notes.append(f"{unnamed} decisions against an answer named no rule; by rule they are not counted")
     return Agreement(
-        task=task or "all",
+        task=task,
         decisions=counted,
         not_drawn=counted - sum(one["cases"] for one in drawn),
         kinds=kinds,

@@ -118,8 +118,8 @@ def cost_report(settings: Settings, by: By = "task", since: str = "") -> Report:
     return Report(
         by=by,
         rows=rows,
-        caps=_caps(settings, book) if book is not None else [],
-        held=_held(book, int(time.time() * 1000)) if book is not None else [],
+        caps=caps(settings, book) if book is not None else [],
+        held=held(book, int(time.time() * 1000)) if book is not None else [],
         gold=_gold(settings.gold, since, called),
         ledger_usd=ledger_usd,
         rows_usd=rows_usd,
@@ -208,7 +208,8 @@ def _grouped(by: By, called: Iterable[Charged], ended: Iterable[Charged]) -> lis
     return sorted(rows, key=lambda row: (-max(row.usd, row.rows_usd), -row.calls, row.name))
 
 
-def _caps(settings: Settings, book: Book) -> list[CapRow]:
+def caps(settings: Settings, book: Book) -> list[CapRow]:
+    """Returns every cap that is set; those in money with how they stand today."""
     day = datetime.now(UTC).strftime("%Y-%m-%d")
     rows = []
     for name, task in settings.tasks.items():
@@ -231,7 +232,7 @@ def _caps(settings: Settings, book: Book) -> list[CapRow]:
     return rows
 
 
-def _held(book: Book, now_ms: int) -> list[HeldRow]:
+def held(book: Book, now_ms: int) -> list[HeldRow]:
     """Returns who is held and why; workers say the same, so that each is told once, since the first began."""
     found: dict[tuple[str, str], HeldRow] = {}
     for entry in book.entries.values():

@@ -31,9 +31,9 @@ from schemas.rows import row_case
 from schemas.settings import Settings
 from schemas.topics import OUTCOMES
 from streams.clients import make_producer
+from streams.flow import now_ms
 from streams.gold import open_gold, story
 from streams.lookup import make_reader, read_ranges, read_records
-from streams.stage import now_ms
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +173,12 @@ def decide(settings: Settings, case_id: str, decision: Decision) -> Decided:
     )
 
 
+def draw(settings: Settings, case_id: str) -> float:
+    """Returns a case's place in the queue, from 0 to 1: the same today, tomorrow and on every machine."""
+    digest = hmac.new(settings.intake.split_key.encode(), b"review\0" + case_id.encode("utf-8", "replace"), "sha256")
+    return int.from_bytes(digest.digest()[:6], "big") / 2**48
+
+
 def _waiting(settings: Settings, connection: Any, task: str | None) -> list[tuple[Why, str]]:
     """Returns (why, case id) of what waits, in the queue's order."""
     decided = _unlanded_reviews(settings)
@@ -180,7 +186,7 @@ def _waiting(settings: Settings, connection: Any, task: str | None) -> list[tupl
     for case_id, its_task, outcome in connection.execute(_WAITING, {"task": task}).fetchall():
         if case_id in decided or its_task not in settings.tasks:
             continue
-        drawn = _draw(settings, case_id)
+        drawn = draw(settings, case_id)
         why: Why = "accepted" if outcome == "gold" else "unresolved"
         if why == "unresolved" or drawn < settings.task(its_task).review.sample:
             chosen.append((WHYS.index(why), drawn, why, case_id))
@@ -260,14 +266,8 @@ def _tips(gold: Path) -> dict[int, int]:
 def _in_queue(settings: Settings, case: Case) -> bool:
     if case.task not in settings.tasks or case.outcome is None:
         return False
-    drawn = _draw(settings, case.case_id) < settings.task(case.task).review.sample
+    drawn = draw(settings, case.case_id) < settings.task(case.task).review.sample
     return case.outcome.kind == "unresolved" or (case.outcome.kind == "gold" and drawn)
-
-
-def _draw(settings: Settings, case_id: str) -> float:
-    """Returns a case's place in the queue, from 0 to 1: the same today, tomorrow and on every machine."""
-    digest = hmac.new(settings.intake.split_key.encode(), b"review\0" + case_id.encode("utf-8", "replace"), "sha256")
-    return int.from_bytes(digest.digest()[:6], "big") / 2**48
 
 
 def _item(row: dict[str, Any]) -> Item:
