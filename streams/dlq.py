@@ -23,9 +23,9 @@ from schemas.topics import OUTCOMES, PROMPTS, STAGE_INPUT
 from streams.admission.admit import Admission
 from streams.audit import moving_cases
 from streams.clients import make_producer
+from streams.flow import Hop
 from streams.gold import open_gold
 from streams.lookup import make_reader, read_records
-from streams.stage import Hop
 from streams.story import tell
 from streams.topics import cluster_id, connect_admin
 

@@ -24,10 +24,10 @@ from streams.admission.admit import Admission, refused
 from streams.admission.near_duplicates import NearDuplicates
 from streams.admission.quota import Quotas
 from streams.clients import client_name, make_consumer, make_producer, subscribe
+from streams.flow import now_ms
 from streams.follow import Follower
 from streams.measuring import count_admitted
 from streams.positions import Positions
-from streams.stage import now_ms
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog
 

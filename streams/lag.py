@@ -17,7 +17,7 @@ from schemas.errors import BrokerError, SettingsError
 from schemas.settings import Settings
 from schemas.topics import COMMANDS, OUTCOMES, STAGE_INPUT, retry_topic
 from streams.clients import make_consumer, make_producer
-from streams.stage import now_ms
+from streams.flow import now_ms
 from streams.topics import connect_admin
 
 logging.getLogger("kafka.admin._groups").setLevel(logging.ERROR)  # it cannot read Faust's metadata, nor need it

@@ -14,7 +14,7 @@ from kafka.structs import OffsetAndMetadata
 from schemas.settings import Settings
 from schemas.start import parse_start
 from streams.admission.quota import Counts, Partition, Quotas, decode_counts, encode_counts
-from streams.stage import now_ms
+from streams.flow import now_ms
 
 log = logging.getLogger(__name__)
 

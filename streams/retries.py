@@ -24,8 +24,8 @@ from schemas.measures import RETRIES_RETURNED
 from schemas.settings import Settings
 from schemas.topics import OUTCOMES, STAGE_INPUT, retry_topic
 from streams.clients import client_name, make_consumer, make_producer, subscribe
+from streams.flow import Hop, now_ms
 from streams.measuring import show_waiting
-from streams.stage import Hop, now_ms
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog
 

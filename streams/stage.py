@@ -16,24 +16,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import time
 import traceback
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from agents.billing import Bill, billed
-from agents.chain import Stop, next_step
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.errors import ModelError, ModelTimeout, RecordError, WriteRefused
 from schemas.faults import crash_point
 from schemas.settings import Role, Settings
-from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, REFINE, retry_topic
+from schemas.topics import OUTCOMES, retry_topic
+from streams.flow import Hop, next_hop, now_ms
 from streams.pending import Entry, Queue
 
 log = logging.getLogger(__name__)
@@ -42,20 +41,12 @@ Handler = Callable[[Case, float], Awaitable[Case]]  # (case, deadline on the loo
 Produce = Callable[[str, bytes, bytes], Awaitable[None]]  # (topic, key, value), returns once the broker has it;
 # raises ConnectionError where it may have it later, WriteRefused where it says no
 Outage = Callable[[Case, ModelError], Awaitable[float | None]]  # -> seconds it lasts, None: the case is to blame
-_CLOCK_OFFSET_MS = 1000 * int(os.environ.get("GOLDSTREAM_CLOCK_OFFSET_S", "0"))  # a wrong clock, for fault tests
 PRODUCE_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 REFUSED_RETRY_S = 5.0
 ALARM_EVERY_S = 60.0
 GATE_POLL_S = 0.1
 BATCH_BYTES = 16_384  # of the producer: a larger record is sent alone, so it alone can be what is too large
 PENDING_PER_SLOT = 64  # events taken and not acknowledged; what a hole may pile up behind it
-
-
-class Hop(NamedTuple):
-    """Where a case goes next; `topic` is a short name of schemas.topics."""
-
-    topic: str
-    case: Case
 
 
 async def _never_out(case: Case, error: ModelError) -> None:
@@ -356,23 +347,6 @@ class Stage:
         )
 
 
-def next_hop(role: Role, case: Case, settings: Settings) -> Hop:
-    """Decides where a case goes after a role has worked on it. Pure: the whole flow of DESIGN.md is here."""
-    if role in ("student", "refiner"):
-        return Hop(ATTEMPTS, case)
-    if role == "strategist":
-        return Hop(OUTCOMES, case.ended("gold", role, now_ms()))
-    verdict = case.attempts[-1].verdict
-    if case.split == "holdout":
-        return Hop(OUTCOMES, case.ended("holdout", role, now_ms()))
-    if verdict is not None and verdict.passed:
-        return Hop(ACCEPTED, case)
-    step = next_step(case, settings.task(case.task))
-    if isinstance(step, Stop):
-        return Hop(OUTCOMES, case.ended("unresolved", role, now_ms(), step.reason, step.detail))
-    return Hop(REFINE, case)
-
-
 def _where(error: Exception) -> str:
     """Returns an error's kind and where it was raised. Its text is not told: it may quote the case."""
     frames = reversed(traceback.extract_tb(error.__traceback__)[-3:])
@@ -384,8 +358,3 @@ def _where(error: Exception) -> str:
 def _served(case: Case) -> Case:
     """Clears the marks of earlier trips through retry topics."""
     return msgspec.structs.replace(case, retries=0, retry_stage="", not_before_ms=0) if case.retry_stage else case
-
-
-def now_ms() -> int:
-    """Returns the time of day in milliseconds since the epoch."""
-    return int(time.time() * 1000) + _CLOCK_OFFSET_MS

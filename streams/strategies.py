@@ -31,10 +31,10 @@ from schemas.settings import Settings
 from schemas.strategies import Merge, Proposal, Rewording, StrategyRecord
 from schemas.topics import STRATEGIES
 from streams.clients import make_producer
+from streams.flow import now_ms
 from streams.follow import Follower
 from streams.gold import open_gold
 from streams.lookup import make_reader, read_ranges
-from streams.stage import now_ms
 
 log = logging.getLogger(__name__)
 

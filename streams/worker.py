@@ -31,11 +31,12 @@ from schemas.kafka import bootstrap_servers, sasl_password
 from schemas.settings import ROLES, Role, Settings
 from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
 from streams.clients import METADATA_MAX_AGE_MS, client_name
+from streams.flow import now_ms
 from streams.follow import Follower
 from streams.ledger import Ledger, partition_counts
 from streams.measuring import show_budget, show_stages
 from streams.serving import Serving
-from streams.stage import BATCH_BYTES, Stage, now_ms
+from streams.stage import BATCH_BYTES, Stage
 from streams.strategies import SharedLibrary
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog

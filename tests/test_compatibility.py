@@ -24,8 +24,8 @@ from schemas.outcomes import outcome_row, outcome_table
 from schemas.settings import Settings
 from streams.dedup import OutcomeIndex
 from streams.dlq import revived
+from streams.flow import next_hop
 from streams.retries import returned
-from streams.stage import next_hop
 
 NEXT = SCHEMA_VERSION + 1
 WHERE = Source(cluster="c", topic="gs.retry.10s", partition=0, offset=0)

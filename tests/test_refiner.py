@@ -21,7 +21,7 @@ from schemas.adapters import served_name
 from schemas.case import Attempt, Case, Message, Source, Verdict, Violation
 from schemas.errors import BadAnswer, EndpointRefused, ModelError, ModelRefused, ModelUnavailable, SettingsError
 from schemas.settings import Model, Refiner, Refining, Rubric, Rule, Settings, Task, Worker, load_settings
-from streams.stage import next_hop
+from streams.flow import next_hop
 
 RUBRIC = Rubric(rules=tuple(Rule(id=name, text=name) for name in "abcd"))
 STUDENT_FIRST = (Refiner(by="student", rounds=1), Refiner(by="teacher"))

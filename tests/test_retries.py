@@ -15,8 +15,8 @@ from schemas.case import Case, Source, encode_case
 from schemas.settings import Settings
 from schemas.topics import PROMPTS, retry_topic
 from streams.clients import make_consumer, make_producer
+from streams.flow import now_ms
 from streams.retries import run_retries, wait_s
-from streams.stage import now_ms
 from streams.topics import create_topics
 
 NOW = 1_790_000_000_000

@@ -14,7 +14,7 @@ from schemas.case import Attempt, Case, Verdict
 from schemas.settings import Role, Rubric, Rule, Settings, Task
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, REFINE
 from streams import stage as stage_module
-from streams.stage import next_hop
+from streams.flow import next_hop
 
 
 @pytest.fixture(autouse=True)
