@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
@@ -29,7 +29,11 @@ from streams.follow import Follower
 from streams.measuring import count_admitted
 from streams.positions import Positions
 from streams.topics import cluster_id
+from streams.tracing import trace_hops
 from streams.watchdog import Membership, Watchdog
+
+if TYPE_CHECKING:
+    from streams.tracing.hops import Hops
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
         raise SettingsError("no task names a log topic to read; add [tasks.NAME] with topics to goldstream.toml.")
     cluster = cluster_id(settings)
     admission, near = Admission(settings), NearDuplicates(settings)
+    hops = trace_hops(settings, "intake")
     paused = threading.Event()
     follower = Follower(settings, COMMANDS, lambda key, value: _apply_pause(key, value, paused)).start()
     follower.wait_ready()
@@ -100,7 +105,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
             near.write()
             crash_point("intake.after_decide")
             # 3.
-            _produce_all(producer, cases, settings, stop)
+            _produce_all(producer, cases, settings, stop, hops)
             if stop.is_set():
                 return  # not all confirmed: nothing is committed, the batch is read again
             count_admitted(cases)
@@ -153,11 +158,13 @@ def _admit_all(batch: list[Any], cluster: str, admission: Admission) -> list[Cas
     return cases
 
 
-def _produce_all(producer: Any, waiting: list[Case], settings: Settings, stop: threading.Event) -> None:
+def _produce_all(
+    producer: Any, waiting: list[Case], settings: Settings, stop: threading.Event, hops: Hops | None = None
+) -> None:
     """Produces cases and returns once all are confirmed, or `stop` is set."""
     pause_s = 0.2
     while waiting and not stop.is_set():
-        sent = [(case, _send(producer, case, settings)) for case in waiting]
+        sent = [(case, _send(producer, case, settings, hops)) for case in waiting]
         producer.flush()
         waiting = [case for case, future in sent if not _confirmed(future, case)]
         crash_point("intake.after_produce")
@@ -167,10 +174,14 @@ def _produce_all(producer: Any, waiting: list[Case], settings: Settings, stop: t
             pause_s = min(2 * pause_s, 5.0)
 
 
-def _send(producer: Any, case: Case, settings: Settings) -> Any:
+def _send(producer: Any, case: Case, settings: Settings, hops: Hops | None) -> Any:
     topic = settings.topic(PROMPTS if case.outcome is None else OUTCOMES)
+    relay = hops.admit(case, topic) if hops is not None else None
     try:
-        return producer.send(topic, key=case.case_id.encode(), value=encode_case(case))
+        if relay is None:
+            return producer.send(topic, key=case.case_id.encode(), value=encode_case(case))
+        value = encode_case(relay.case)
+        return relay.sent(producer.send(topic, key=case.case_id.encode(), value=value, headers=relay.headers))
     except MessageSizeTooLargeError:
         raise  # admit has bounded the size; a smaller limit on the topic is a set-up error, not a record's
     except KafkaError as error:

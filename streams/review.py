@@ -32,7 +32,6 @@ from schemas.settings import Settings
 from schemas.topics import OUTCOMES
 from streams.clients import make_producer
 from streams.flow import now_ms
-from streams.flow import now_ms
 from streams.gold import open_gold, story
 from streams.lookup import make_reader, read_ranges, read_records
 

@@ -30,6 +30,7 @@ from streams.clients import client_name, make_consumer, subscribe
 from streams.landing import LandingChain
 from streams.partition_writer import PartitionWriter, Record
 from streams.topics import cluster_id
+from streams.tracing import trace_landing
 from streams.watchdog import Membership, Watchdog
 
 log = logging.getLogger("goldstream.sink")
@@ -55,6 +56,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
         self._changes: deque[tuple[str, list[TopicPartition]]] = deque()
         self._to_open: list[TopicPartition] = []
         self._joined = False
+        self._tracing = trace_landing(topic, "sink")
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Notes that partitions were taken away; what their buffers hold is read again by the next owner."""
@@ -104,6 +106,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
                     continue
                 for record in records:
                     writer.add(record)
+                    if self._tracing is not None:
+                        self._tracing.read(partition, record)
                     if writer.due:
                         self._flush([partition])
             # 4. Files
@@ -141,6 +145,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
             for partition in partitions:
                 # Dropped in both cases: an assignment begins again at the tip.
                 self.writers.pop(partition, None)
+                if self._tracing is not None:
+                    self._tracing.dropped(partition)
             if kind == "assigned":
                 self._joined = True
                 self._to_open = partitions
@@ -187,6 +193,9 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
         tips = {p: tip for p in partitions if (tip := self.writers[p].flush()) is not None}
         if not tips:
             return
+        if self._tracing is not None:
+            for partition, tip in tips.items():
+                self._tracing.written(partition, tip)
         crash_point("sink.before_commit")
         try:
             offsets = {partition: OffsetAndMetadata(tip, "", -1) for partition, tip in tips.items()}

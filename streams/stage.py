@@ -22,7 +22,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -34,6 +34,9 @@ from schemas.settings import Role, Settings
 from schemas.topics import OUTCOMES, retry_topic
 from streams.flow import Hop, next_hop, now_ms
 from streams.pending import Entry, Queue
+
+if TYPE_CHECKING:
+    from streams.tracing.hops import Hops
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ class Stage:
         self.settings = settings
         self.counts: dict[str, int] = defaultdict(int)
         self.paused = False  # by an operator
+        self.tracing: Hops | None = None  # where it is on
         self._handler = handler
         self._produce = produce
         self._cluster = cluster
@@ -196,6 +200,7 @@ class Stage:
             # 1.
             before, hop = await self._next_hop(entry, value)
             # 2.
+            hop = self._noted(before, hop)
             crash_point(f"{self.role}.before_produce")
             await self._confirmed(before, hop)
             crash_point(f"{self.role}.after_produce")
@@ -209,6 +214,8 @@ class Stage:
             if not self._failure.done():
                 self._failure.set_exception(error)
         finally:
+            if self.tracing is not None:
+                self.tracing.end(entry.done)
             if self._running.get((entry.tp, entry.offset)) is entry:
                 del self._running[entry.tp, entry.offset]
             self._slots.release()
@@ -226,9 +233,9 @@ class Stage:
     async def _next_hop(self, entry: Entry, value: bytes | None) -> tuple[Case | None, Hop]:
         """Returns the case as it came, None for what is none, and where it goes."""
         try:
-            case = decode_case(value)
+            case = self._begun(decode_case(value), entry)
         except RecordError as error:
-            return None, Hop(OUTCOMES, self._undecodable(entry, error))
+            return None, Hop(OUTCOMES, self._begun(self._undecodable(entry, error), entry))
         bill = Bill(case.rounds)
         billed.set(bill)
         loop = asyncio.get_running_loop()
@@ -249,6 +256,14 @@ class Stage:
             return case, self._dead(bill.on(case, case), "agent_error", where)
         crash_point(f"{self.role}.after_call")
         return case, next_hop(self.role, _served(bill.on(case, advanced)), self.settings)
+
+    def _begun(self, case: Case, entry: Entry) -> Case:
+        if self.tracing is not None:
+            self.tracing.begin(case, entry.event.message)
+        return case
+
+    def _noted(self, before: Case | None, hop: Hop) -> Hop:
+        return hop if self.tracing is None else Hop(hop.topic, self.tracing.decided(before, hop.topic, hop.case))
 
     async def _after_error(self, case: Case, error: ModelError) -> Hop:
         """Decides what a failed model call means for a case.
@@ -296,7 +311,7 @@ class Stage:
         limit = self.settings.kafka.max_message_bytes
         if len(value) > limit and before is not None:
             detail = f"{len(value)} bytes after the {self.role}; kafka.max_message_bytes is {limit}"
-            hop, before = self._dead(before, "too_large", detail), None
+            hop, before = self._noted(before, self._dead(before, "too_large", detail)), None
             value = encode_case(hop.case)
         attempt, refused = 0, False
         try:
@@ -308,7 +323,7 @@ class Stage:
                 except WriteRefused as error:
                     if error.too_large and before is not None and len(value) > BATCH_BYTES:
                         detail = f"{len(value)} bytes after the {self.role}; {hop.topic} refuses them ({error})"
-                        hop, before = self._dead(before, "too_large", detail), None
+                        hop, before = self._noted(before, self._dead(before, "too_large", detail)), None
                         value = encode_case(hop.case)
                         continue
                     if not refused:

@@ -39,6 +39,7 @@ from streams.serving import Serving
 from streams.stage import BATCH_BYTES, Stage
 from streams.strategies import SharedLibrary
 from streams.topics import cluster_id
+from streams.tracing import trace_hops
 from streams.watchdog import Membership, Watchdog
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,11 @@ def _build(
 
     async def produce(topic: str, key: bytes, value: bytes) -> None:
         try:
-            await app.producer.send_and_wait(topic, key, value, None, None, None)
+            if stage.tracing is None:
+                await app.producer.send_and_wait(topic, key, value, None, None, None)
+            else:
+                with stage.tracing.sending(topic, key) as headers:
+                    await app.producer.send_and_wait(topic, key, value, None, None, headers)
         except (ProducerSendError, KafkaError) as error:
             raise undelivered(error) from error
 
@@ -195,6 +200,7 @@ def _build(
         outage_s,
         any(models.budget.limits(task, role) for task in settings.tasks),
     )
+    stage.tracing = trace_hops(settings, role)
     raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     topic = app.topic(settings.topic(STAGE_INPUT[role]), **raw)
 

@@ -21,9 +21,10 @@ def intake(settings: Settings) -> None:
     """Read the product's log topics and admit their records as cases."""
     from schemas.metrics_server import serving_metrics
     from schemas.process import announce_ready
+    from schemas.tracing import tracing
     from streams.intake import run_intake
 
-    with serving("intake") as stop, serving_metrics(settings, "intake"):
+    with serving("intake") as stop, serving_metrics(settings, "intake"), tracing(settings, "intake"):
         run_intake(settings, stop, lambda: announce_ready(settings))
 
 
@@ -41,6 +42,7 @@ def worker(settings: Settings, stages: str | None) -> None:
     from schemas.metrics_server import serving_metrics
     from schemas.process import announce_ready, end_with_parent
     from schemas.settings import ROLES
+    from schemas.tracing import tracing
     from streams.rubrics import keep_rubrics
     from streams.worker import run_worker
 
@@ -60,7 +62,7 @@ def worker(settings: Settings, stages: str | None) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await run_worker(settings, roles, stop, lambda: announce_ready(settings))
 
-    with serving_metrics(settings, "worker"):
+    with serving_metrics(settings, "worker"), tracing(settings, "worker"):
         asyncio.run(run())
 
 
@@ -70,9 +72,10 @@ def retries(settings: Settings) -> None:
     """Hold cases that wait for a model, and return them to their stage in time."""
     from schemas.metrics_server import serving_metrics
     from schemas.process import announce_ready
+    from schemas.tracing import tracing
     from streams.retries import run_retries
 
-    with serving("retries") as stop, serving_metrics(settings, "retries"):
+    with serving("retries") as stop, serving_metrics(settings, "retries"), tracing(settings, "retries"):
         run_retries(settings, stop, lambda: announce_ready(settings))
 
 
@@ -82,11 +85,12 @@ def sink(settings: Settings) -> None:
     """Write outcomes to Parquet, each exactly once."""
     from schemas.metrics_server import serving_metrics
     from schemas.process import announce_ready
+    from schemas.tracing import tracing
     from streams.rubrics import keep_rubrics
     from streams.sink import run_sink
 
     keep_rubrics(settings)
-    with serving("sink") as stop, serving_metrics(settings, "sink"):
+    with serving("sink") as stop, serving_metrics(settings, "sink"), tracing(settings, "sink"):
         run_sink(settings, stop=stop, ready=lambda: announce_ready(settings))
 
 

@@ -48,7 +48,8 @@ class Hops:
             if attempt is not None and attempt.verdict is not None and not _has_verdict(before, attempt.round):
                 span.add_event("gen_ai.evaluation.result", self._verdict(attempt.verdict, attempt.round))
             _mark(span, case)
-        return _keeping(case, span) if topic == OUTCOMES else case
+        is_kept = topic == OUTCOMES and case.outcome is not None and case.outcome.kind != "dropped"
+        return _keeping(case, span) if is_kept else case  # what is dropped, as a forgotten case is, never comes back
 
     @contextlib.contextmanager
     def sending(self, topic: str, key: bytes) -> Iterator[list[tuple[str, bytes]]]:
