@@ -1,7 +1,7 @@
 // Recent cases: filtered, newest first, each opening its story.
 
 import { get } from "./api.js";
-import { badge, byId, el, empty, replace, table, time } from "./dom.js";
+import { badge, byId, cards, el, empty, replace, time } from "./dom.js";
 import { ago, clip, duration, money, version, words } from "./format.js";
 import { openStory, outcomeBadge } from "./story.js";
 
@@ -70,8 +70,7 @@ function draw() {
       el("span", { class: "hint mono", text: c.case_id })),
     el("span", {}, outcomeBadge({ kind: c.outcome, reason: c.outcome === "gold" ? "" : c.reason }), c.review ? [" ", badge(`expert: ${c.review}`, "info")] : null),
     attempts(c), version(c.adapter === "base" ? "" : c.adapter), c.score === null ? "–" : `${+c.score.toFixed(2)} / ${+c.max_score.toFixed(2)}`, money(c.usd), duration(c.duration_s), time(ago(c.ended_ms), c.ended_ms)]);
-  const shown = table("Recent cases, the latest first", [{ label: "Prompt", wide: true }, { label: "Outcome" }, { label: "Attempts" }, { label: "Adapter" }, { label: "Score", numeric: true }, { label: "Cost", numeric: true }, { label: "Took", numeric: true }, { label: "Ended" }], rows);
-  shown.classList.add("cards");
+  const shown = cards("Recent cases, the latest first", [{ label: "Prompt", wide: true }, { label: "Outcome" }, { label: "Attempts" }, { label: "Adapter" }, { label: "Score", numeric: true }, { label: "Cost", numeric: true }, { label: "Took", numeric: true }, { label: "Ended" }], rows);
   replace(here, shown, list.next ? el("div", { class: "buttons" }, el("button", { "data-focus": "more-cases", text: "Older cases", onclick: () => load(true) })) : null);
   if (focused) here.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
 }

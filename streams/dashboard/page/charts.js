@@ -38,7 +38,7 @@ export function timeChart(chart) {
 function draw(/** @type {any} */ chart, /** @type {number} */ width) {
   const names = width < 480 ? 10 : 58; // room for the lines' names at the right
   const right = width - names, bottom = H - BOTTOM;
-  const highest = chart.top ?? (Math.max(1e-12, ...chart.lines.flatMap((/** @type {Line} */ l) => l.points.map((p) => p.y))) * 1.1);
+  const highest = chart.top ?? roundUp(Math.max(1e-12, ...chart.lines.flatMap((/** @type {Line} */ l) => l.points.map((p) => p.y))));
   const span = Math.max(1, chart.to - chart.from);
   const x = (/** @type {number} */ ms) => LEFT + ((ms - chart.from) / span) * (right - LEFT);
   const y = (/** @type {number} */ v) => bottom - (Math.min(v, highest) / highest) * (bottom - TOP);
@@ -65,6 +65,12 @@ function draw(/** @type {any} */ chart, /** @type {number} */ width) {
   root.append(...names > 10 ? lineNames(chart.lines, x, y, right, bottom) : []);
   root.append(pointer(chart, root, x, y, right, bottom));
   return root;
+}
+
+/** The next number above that divides well by four: 0.4, 0.8, 1, 2, 4, 8, ... */
+function roundUp(/** @type {number} */ highest) {
+  const power = 10 ** Math.floor(Math.log10(highest));
+  return power * ([1, 1.2, 1.6, 2, 3, 4, 6, 8].find((n) => n * power >= highest) ?? 10);
 }
 
 /** Promotions and rollbacks: a line each, and its label where the one before leaves room. */

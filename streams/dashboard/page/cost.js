@@ -1,7 +1,7 @@
 // What gold costs: per row over time, by role and model, and what the budgets leave.
 
 import { bar, timeChart } from "./charts.js";
-import { badge, code, el, empty, table } from "./dom.js";
+import { badge, cards, code, el, empty, table } from "./dom.js";
 import { count, money, percent, words } from "./format.js";
 import { byTask } from "./quality.js";
 
@@ -27,7 +27,7 @@ export function roles(/** @type {any} */ cost) {
   const highest = Math.max(1e-12, ...cost.roles.map((/** @type {any} */ r) => r.usd));
   const rows = cost.roles.map((/** @type {any} */ r) => [
     several ? `${r.task} ${r.role}` : r.role, el("span", { class: "mono", text: r.model }), count(r.calls), count(r.prompt_tokens + r.completion_tokens),
-    el("span", { class: "heat" }, bar([{ value: r.usd, tone: "info", label: money(r.usd) }], highest), money(r.usd))]);
+    el("span", { class: "heat" }, bar([{ value: r.usd, tone: "info", label: money(r.usd) }], highest), el("span", { text: money(r.usd) }))]);
   const ledger = cost.ledger_usd === null ? null : el("p", { class: "hint", text: `Rows of ended cases: ${money(cost.rows_usd)}. The ledger, with calls under way and repeated: ${money(cost.ledger_usd)}.` });
   return [el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Cost by role and model" },
     table("Cost by role and model", [{ label: "Role" }, { label: "Model" }, { label: "Calls", numeric: true }, { label: "Tokens", numeric: true }, { label: "Cost", numeric: true }], rows)), ledger];
@@ -45,7 +45,7 @@ export function budget(/** @type {any} */ cost) {
       : el("span", { class: "meter" }, bar([{ value: b.spent, tone, label: `${said(b.spent)} spent` }, { value: b.reserved ?? 0, tone: "quiet", label: `${said(b.reserved ?? 0)} reserved` }], Math.max(b.limit, b.spent)), el("span", { class: "num", text: percent(used, 0) }));
     return [b.task, b.role, words(b.cap).replace("usd", "dollars"), said(b.limit), meter, b.left === null ? "–" : said(Math.max(0, b.left))];
   });
-  return [...held, table("Budgets", [{ label: "Task" }, { label: "Role" }, { label: "Cap" }, { label: "Limit", numeric: true }, { label: "Used today (UTC)" }, { label: "Left", numeric: true }], rows)];
+  return [...held, cards("Budgets", [{ label: "Task" }, { label: "Role" }, { label: "Cap" }, { label: "Limit", numeric: true }, { label: "Used today (UTC)" }, { label: "Left", numeric: true }], rows)];
 }
 
 /** Returns one figure with its name, for a row of them. */

@@ -1,7 +1,7 @@
 // Dead letters: what died, why, and back into the flow with it. Nothing is sent before a dry run was shown and confirmed.
 
 import { get } from "./api.js";
-import { byId, code, el, empty, replace, table, time } from "./dom.js";
+import { byId, cards, code, el, empty, replace, time } from "./dom.js";
 import { confirm, say, sayError, write } from "./dialogs.js";
 import { ago, count, plural, words } from "./format.js";
 import { openStory } from "./story.js";
@@ -16,8 +16,7 @@ export function dead(/** @type {any[]} */ groups) {
         el("button", { "data-focus": `letters-${key}`, text: "Letters", "aria-label": `Letters of ${g.reason} at ${g.stage}`, onclick: () => showLetters(g) }),
         el("button", { "data-focus": `redrive-${key}`, text: "Redrive…", "aria-label": `Redrive ${g.reason} at ${g.stage}`, onclick: () => redrive({ reason: g.reason, stage: g.stage, task: g.task }, `${plural(g.letters, "letter")} of ${words(g.reason)} at ${g.stage}`) }))];
   });
-  const shown = table("Dead letters by reason", [{ label: "Task" }, { label: "Died at" }, { label: "Reason", wide: true }, { label: "Letters", numeric: true }, { label: "Newest" }, { label: "" }], rows);
-  shown.classList.add("cards");
+  const shown = cards("Dead letters by reason", [{ label: "Task" }, { label: "Died at" }, { label: "Reason", wide: true }, { label: "Letters", numeric: true }, { label: "Newest" }, { label: "" }], rows);
   return [shown, el("div", { id: "letters" })];
 }
 
@@ -28,8 +27,7 @@ async function showLetters(/** @type {any} */ group) {
     const rows = letters.map((/** @type {any} */ l) => [
       el("button", { class: "link mono", text: l.case_id, onclick: () => openStory(l.case_id) }), l.detail || "–", el("span", { class: "mono", text: `${l.topic}[${l.partition}] ${l.offset}` }), time(ago(l.ended_ms), l.ended_ms),
       el("button", { text: "Redrive…", "aria-label": `Redrive ${l.case_id}`, onclick: () => { dialog.close(); redrive({ ids: [l.case_id] }, `case ${l.case_id}`); } })]);
-    const shown = table("Dead letters", [{ label: "Case" }, { label: "What happened", wide: true }, { label: "Read from" }, { label: "Died" }, { label: "" }], rows);
-    shown.classList.add("cards");
+    const shown = cards("Dead letters", [{ label: "Case" }, { label: "What happened", wide: true }, { label: "Read from" }, { label: "Died" }, { label: "" }], rows);
     replace(dialog,
       el("div", { class: "sheet-bar" }, el("h2", { id: "story-title", text: `${words(group.reason)} at ${group.stage}` }), el("button", { class: "plain", text: "Close", onclick: () => dialog.close() })),
       el("div", { class: "sheet-body", tabindex: "0" }, el("p", { class: "hint", text: `${group.means}. The latest ${letters.length} of ${count(group.letters)}. In a terminal: ` }), code(`goldstream dlq show ${letters[0]?.case_id ?? "ID"}`), shown));

@@ -55,6 +55,7 @@ function ask(/** @type {string} */ title, /** @type {any[]} */ body, /** @type {
   form.querySelector(".buttons").prepend(form.querySelector("button.primary, button.danger"));
   replace(dialog, form);
   dialog.showModal();
+  if (!form.querySelector("input")) form.querySelector("button.plain").focus(); // Enter pressed once too often does nothing
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       resolve(dialog.returnValue === "yes" ? Object.fromEntries(new FormData(form)) : null);

@@ -75,6 +75,13 @@ export function table(caption, columns, rows) {
     el("caption", { class: "unseen", text: caption }), el("thead", {}, el("tr", {}, head)), el("tbody", {}, body));
 }
 
+/** Returns a table that becomes a list of cards on a phone. Arguments as of `table`. */
+export function cards(/** @type {string} */ caption, /** @type {{label: string, numeric?: boolean, wide?: boolean}[]} */ columns, /** @type {Child[][]} */ rows) {
+  const made = table(caption, columns, rows);
+  made.classList.add("cards");
+  return made;
+}
+
 function filled(/** @type {any} */ element, /** @type {Record<string, any>} */ attributes, /** @type {any[]} */ children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === false || value === null || value === undefined) continue;

@@ -26,7 +26,7 @@ export function drawFlow(/** @type {any} */ state, /** @type {number} */ width) 
     const d = route.points.map((p, i) => `${i ? "L" : "M"}${p[0].toFixed(1)} ${p[1].toFixed(1)}`).join("");
     g.append(svg("path", { d, class: "line", "marker-end": `url(#head-${how})` }));
     drawn.append(g);
-    labels.append(svg("g", { class: `edge ${how}` }, edgeLabel(edge, route, how, plan.tall)));
+    labels.append(svg("g", { class: `edge ${how}` }, edgeLabel(edge, route, how)));
   }
   for (const [id, box] of plan.boxes) {
     const node = nodes.get(id);
@@ -98,7 +98,7 @@ function place(/** @type {any} */ node, /** @type {any} */ b, /** @type {any} */
   g.append(svg("text", { x: b.x, y: b.y + (sub ? -3 : 4), class: pill ? "topic-name" : "name", text: fit(name, room, pill ? "11px monospace" : "600 12px sans-serif") }));
   if (sub) g.append(svg("text", { x: b.x, y: b.y + 13, class: "under", text: fit(sub, room, "10.5px sans-serif") }));
   const arriving = topic ? intoTopic(node.id, flow) : null;
-  if (arriving !== null) g.append(svg("text", { x: b.x, y: b.y + b.h / 2 + 12, class: "arriving", text: `in ${rate(arriving)}` }));
+  if (arriving !== null) g.append(svg("text", { x: b.x - 7, y: b.y + b.h / 2 + 13, class: "arriving", text: `in ${rate(arriving)}` }));
   return g;
 }
 
@@ -113,7 +113,7 @@ function intoTopic(/** @type {string} */ id, /** @type {any} */ flow) {
 function under(/** @type {any} */ node) {
   if (node.state === "down") return "not running";
   if (node.state === "paused" || node.state === "held") return node.state;
-  if (node.id === "gold_set" && node.count !== null) return `${count(node.count)} gold rows`;
+  if (node.id === "gold_set" && node.count !== null) return `${count(node.count)} gold`;
   if (node.id === "registry" && node.count !== null) return `${count(node.count)} version${node.count === 1 ? "" : "s"}`;
   return node.note.replace(/^[\w-]+: /, "") || node.state;
 }
@@ -126,7 +126,7 @@ function outcomeRow(/** @type {any} */ node, /** @type {any} */ b) {
     svg("text", { x: left + b.w, y: b.y + 4, class: "outcome-count", text: count(node.count) }));
 }
 
-function edgeLabel(/** @type {any} */ edge, /** @type {any} */ route, /** @type {string} */ how, /** @type {boolean} */ tall) {
+function edgeLabel(/** @type {any} */ edge, /** @type {any} */ route, /** @type {string} */ how) {
   const [x, y] = route.label;
   const anchor = { "text-anchor": route.anchor };
   if (edge.kind === "training") {
@@ -134,18 +134,14 @@ function edgeLabel(/** @type {any} */ edge, /** @type {any} */ route, /** @type 
     return left ? svg("text", { x, y: route.turned ? y + 4 : y - 7, ...anchor, class: "rate", text: route.turned ? `${left[0]} rows` : left[0] }) : null;
   }
   if (edge.lag === null) {
+    if (edge.to === "outcomes" && edge.note && !route.turned) return svg("text", { x, y: y - 6, ...anchor, class: "rate", text: edge.note });
     if (edge.rate_per_s === null) return null;
     return svg("text", { x, y: route.turned ? y + 4 : y + 15, ...anchor, class: "rate", text: rate(edge.rate_per_s) });
   }
   const old = how !== "calm" && edge.oldest_s !== null ? `${duration(edge.oldest_s)} old` : "";
-  if (route.turned && (route.anchor === "start" || tall)) {
-    const parts = [`${count(edge.lag)} wait`, rate(edge.rate_per_s)];
-    const text = svg("text", { x, y: y + 4, ...anchor, class: "lag", text: route.anchor === "end" ? parts.reverse().join(" · ") : parts.join(" · ") });
-    return old ? [text, pill(old, x + (route.anchor === "end" ? -1 : 1) * (measure(text.textContent, "600 11.5px sans-serif") + 8), y, route.anchor)] : text;
-  }
   if (route.turned) {
     return [svg("text", { x, y: y - 3, ...anchor, class: "lag", text: `${count(edge.lag)} wait` }),
-      svg("text", { x, y: y + 12, ...anchor, class: "rate", text: rate(edge.rate_per_s) }), old ? pill(old, x, y - 22, "end") : null];
+      svg("text", { x, y: y + 12, ...anchor, class: "rate", text: rate(edge.rate_per_s) }), old ? pill(old, x, y - 26, route.anchor) : null];
   }
   return [svg("text", { x, y: y - 8, ...anchor, class: "lag", text: `${count(edge.lag)} wait` }),
     svg("text", { x, y: y + 16, ...anchor, class: "rate", text: rate(edge.rate_per_s) }), old ? pill(old, x, y - 29, "middle") : null];

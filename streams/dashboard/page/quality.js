@@ -1,8 +1,10 @@
 // How good the factory's work is: pass rate by adapter, funnel by round, outcomes, rules broken.
 
 import { bar, timeChart } from "./charts.js";
-import { code, el, empty, table } from "./dom.js";
+import { cards, code, el, empty, table } from "./dom.js";
 import { count, percent, version, words } from "./format.js";
+
+const FUNNEL_KEYS = [["ok", "passed"], ["warn", "refined"], ["bad", "ended without passing, or dead"], ["quiet", "dropped, or not judged"], ["info", "admitted, holdout"], ["gold", "gold"]];
 
 /** Returns the pass rate of first attempts over time, a line an adapter, for each task. */
 export function passing(/** @type {any[]} */ all) {
@@ -26,7 +28,8 @@ export function passing(/** @type {any[]} */ all) {
 
 /** Returns how many attempts of each round passed, were refined or ended, for each task. */
 export function funnel(/** @type {any[]} */ all) {
-  return byTask(all.filter((f) => f.read), (f) => {
+  const key = all.some((f) => f.read) ? el("ul", { class: "key-list" }, keys(FUNNEL_KEYS)) : null;
+  return [byTask(all.filter((f) => f.read), (f) => {
     const whole = Math.max(1, f.read);
     const row = (/** @type {string} */ name, /** @type {number} */ n, /** @type {any[]} */ parts, /** @type {any} */ said) =>
       el("li", { class: "step" }, el("span", { class: "step-name", text: name }), el("span", { class: "step-count num", text: count(n) }), bar(parts, whole), el("span", { class: "step-said" }, said));
@@ -41,9 +44,8 @@ export function funnel(/** @type {any[]} */ all) {
     }
     rows.push(row("ended", f.gold + f.unresolved + f.holdout + f.dead, [part(f.gold, "gold", "gold"), part(f.holdout, "info", "holdout"), part(f.unresolved, "warn", "unresolved"), part(f.dead, "bad", "dead")],
       facts([[f.gold, "gold"], [f.unresolved, "unresolved"], [f.holdout, "holdout"], [f.dead, "dead"]])));
-    return [el("ol", { class: "funnel" }, rows),
-      el("ul", { class: "key-list" }, keys([["ok", "passed"], ["warn", "refined"], ["bad", "ended without passing, or dead"], ["quiet", "dropped, or not judged"], ["info", "admitted, holdout"], ["gold", "gold"]]))];
-  }, () => empty("No record has been read yet.", "Name your topic under ", code("[tasks.NAME] topics"), " and start ", code("goldstream up"), "."));
+    return el("ol", { class: "funnel" }, rows);
+  }, () => empty("No record has been read yet.", "Name your topic under ", code("[tasks.NAME] topics"), " and start ", code("goldstream up"), ".")), key];
 }
 
 /** Returns how cases ended, with the reasons, for each task. */
@@ -56,7 +58,7 @@ export function outcomes(/** @type {any[]} */ all) {
       ["dead", count(o.dead), o.dead ? "see the dead letters below" : ""],
       ["dropped", count(o.dropped), reasons(o.dropped_reasons)],
     ];
-    return table(`Outcomes of ${o.task || "records no task took"}`, [{ label: "Outcome" }, { label: "Cases", numeric: true }, { label: "Of these", wide: true }], rows);
+    return cards(`Outcomes of ${o.task || "records no task took"}`, [{ label: "Outcome" }, { label: "Cases", numeric: true }, { label: "Of these", wide: true }], rows);
   }, () => empty("No case has ended yet.", "Outcomes appear when the sink writes its first file."));
 }
 
@@ -68,7 +70,7 @@ export function rules(/** @type {any[]} */ all) {
     const highest = Math.max(1, ...found.flatMap((/** @type {any} */ v) => Object.values(v.by_round)));
     const rows = found.map((/** @type {any} */ v) => [
       el("span", { class: "mono", text: v.rule }), el("span", { class: "muted", text: v.severity }),
-      ...rounds.map((r) => el("span", { class: "heat" }, bar([{ value: v.by_round[r] ?? 0, tone: "warn", label: `${count(v.by_round[r] ?? 0)} in round ${r}` }], highest), count(v.by_round[r] ?? 0))),
+      ...rounds.map((r) => el("span", { class: "heat" }, bar([{ value: v.by_round[r] ?? 0, tone: "warn", label: `${count(v.by_round[r] ?? 0)} in round ${r}` }], highest), el("span", { text: count(v.by_round[r] ?? 0) }))),
     ]);
     return el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Rules broken" },
       table(`Rules broken in ${task}`, [{ label: "Rule" }, { label: "Severity" }, ...rounds.map((r) => ({ label: r === 0 ? "First" : `Round ${r}`, numeric: true }))], rows));

@@ -1,7 +1,7 @@
 // The review queue: what waits for an expert, and one case at a time with a key for every decision.
 
 import { ApiError, get } from "./api.js";
-import { badge, byId, code, el, empty, replace, table, time } from "./dom.js";
+import { badge, byId, cards, code, el, empty, replace, time } from "./dom.js";
 import { say, sayError, write } from "./dialogs.js";
 import { ago, clip, count, percent, words } from "./format.js";
 import { attempt, content } from "./story.js";
@@ -20,8 +20,7 @@ export function queue(/** @type {any} */ state, /** @type {any} */ found) {
     el("span", { class: "case-line" }, el("button", { class: "link", "data-focus": `review-${item.case_id}`, text: clip(item.prompt, 110) || item.case_id, onclick: () => startReview(found, i) }), el("span", { class: "hint mono", text: item.case_id })),
     item.why === "unresolved" ? badge(`unresolved: ${words(item.reason || "no reason kept")}`, "warn") : badge("accepted, sampled", "ok"),
     item.rounds, item.score === null ? "–" : `${+item.score.toFixed(2)} / ${+item.max_score.toFixed(2)}`, time(ago(item.ended_ms), item.ended_ms)]);
-  const shown = table("The first cases that wait for review", [{ label: "Prompt", wide: true }, { label: "Why" }, { label: "Refinements", numeric: true }, { label: "Score", numeric: true }, { label: "Ended" }], rows);
-  shown.classList.add("cards");
+  const shown = cards("The first cases that wait for review", [{ label: "Prompt", wide: true }, { label: "Why" }, { label: "Refinements", numeric: true }, { label: "Score", numeric: true }, { label: "Ended" }], rows);
   return [el("div", { class: "tools" },
     el("button", { class: "primary", id: "start-review", "data-focus": "start-review", text: "Start reviewing", onclick: () => startReview(found, 0) }),
     el("p", {}, el("strong", { text: count(state.waiting_unresolved) }), " unresolved, ", el("strong", { text: count(state.waiting_accepted) }), " accepted and sampled"),

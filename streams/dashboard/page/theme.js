@@ -12,7 +12,9 @@ export function startTheme() {
   const apply = () => {
     if (choice === "system") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = choice;
-    button.textContent = `Theme: ${choice}`;
+    button.textContent = choice[0].toUpperCase() + choice.slice(1);
+    button.setAttribute("aria-label", `Colours: ${choice}. Change`);
+    button.title = "Colours: the system's, light, or dark";
   };
   button.addEventListener("click", () => {
     choice = CHOICES[(CHOICES.indexOf(choice) + 1) % CHOICES.length];

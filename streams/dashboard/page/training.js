@@ -2,7 +2,7 @@
 
 import { bar } from "./charts.js";
 import { get } from "./api.js";
-import { badge, byId, code, el, empty, replace, svg, table, time } from "./dom.js";
+import { badge, byId, cards, code, el, empty, replace, svg, time } from "./dom.js";
 import { confirm, say, sayError, write } from "./dialogs.js";
 import { figure } from "./cost.js";
 import { ago, count, percent, points, pValue, version } from "./format.js";
@@ -49,7 +49,7 @@ function serving(/** @type {any} */ a) {
   const who = a.serving === "" ? "nothing announced yet" : a.serving === "base" ? "the base serves" : `${a.serving} serves`;
   const canary = a.canary_share ? `, ${percent(a.canary_share, 0)} of the cases stay on ${a.previous === "base" || !a.previous ? "the base" : version(a.previous)}` : "";
   const behind = a.wanted !== a.serving && a.serving ? `, and ${a.wanted} should` : "";
-  return el("p", { class: "serving" }, who + canary + behind, a.since_ms ? [" since ", time(ago(a.since_ms), a.since_ms)] : "");
+  return el("p", { class: "serving" }, who, a.since_ms ? [", announced ", time(ago(a.since_ms), a.since_ms)] : "", canary + behind);
 }
 
 function versions(/** @type {any} */ a) {
@@ -63,9 +63,8 @@ function versions(/** @type {any} */ a) {
       gate, g ? `${points(g.after - g.before)}, +${g.gained} −${g.lost} of ${count(g.cases)}` : "–", g ? pValue(g.p_value) : "–", live, count(v.rows),
       time(ago(v.created_ms), v.created_ms), el("span", { class: "row-buttons" }, buttons)];
   });
-  const shown = table(`Adapter versions of ${a.task}, newest first`, [{ label: "Version" }, { label: "State" }, { label: "Holdout, before → after" }, { label: "Change" }, { label: "p", numeric: true },
+  const shown = cards(`Adapter versions of ${a.task}, newest first`, [{ label: "Version" }, { label: "State" }, { label: "Holdout, before → after" }, { label: "Change" }, { label: "p", numeric: true },
     { label: "Live first attempts", numeric: true }, { label: "Rows", numeric: true }, { label: "Trained" }, { label: "" }], rows);
-  shown.classList.add("cards");
   return el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": `Adapter versions of ${a.task}` }, shown);
 }
 
