@@ -13,6 +13,7 @@ import msgspec
 import pyarrow.parquet as pq
 
 from schemas.case import Case, Outcome, coordinates_id
+from schemas.forgotten import REASON, is_bare
 from schemas.gold import LandingFile
 
 _COLUMNS = [
@@ -82,7 +83,7 @@ class OutcomeIndex:
 
 def _dropped(case: Case, *, same_body: bool) -> Case:
     """Returns what is kept of a record whose id belongs to another: where it lies and what it cost, no text."""
-    reason = "duplicate" if same_body else "id_conflict"
+    reason = REASON if is_bare(case) else "duplicate" if same_body else "id_conflict"
     at_ms = case.outcome.at_ms if case.outcome else case.created_ms
     return msgspec.structs.replace(
         case,

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import msgspec
 from kafka.errors import KafkaError
 
 from schemas.case import DEAD_REASONS, Case, Stage, decode_case, encode_case
 from schemas.errors import BrokerError, GoldError, SettingsError
+from schemas.forgotten import Forgotten, read_forgotten
 from schemas.settings import Settings
 from schemas.tables import printable
 from schemas.topics import OUTCOMES, PROMPTS, STAGE_INPUT
@@ -28,6 +29,10 @@ from streams.gold import open_gold
 from streams.lookup import make_reader, read_records
 from streams.story import tell
 from streams.topics import cluster_id, connect_admin
+from streams.tracing import trace_hops
+
+if TYPE_CHECKING:
+    from streams.tracing.hops import Hops
 
 _SHOWN = 4000  # characters of a record
 _BATCH = 50  # letters at a time; bounds the memory their source records take
@@ -158,6 +163,7 @@ def redrive(
                 if glance is not None:
                     moving[glance.case_id] = max(glance.epoch, moving.get(glance.case_id, 0))
             cluster, admission = cluster_id(settings), Admission(settings)
+            remembered = read_forgotten(settings.gold)
             for batch in _letters(settings, _match(reason, stage, task, case_id)):
                 # 2.
                 refused = [case for facts, case in batch if case is not None and facts["stage"] == "intake"]
@@ -166,7 +172,9 @@ def redrive(
                 decided: list[tuple[dict[str, Any], list[Hop] | _Stays]] = []
                 for facts, case in batch:
                     try:
-                        decided.append((facts, _back(facts, case, moving, records, cluster, settings, admission)))
+                        decided.append(
+                            (facts, _back(facts, case, moving, records, cluster, settings, admission, remembered))
+                        )
                     except _Stays as stays:
                         decided.append((facts, stays))
                 # 3.
@@ -220,6 +228,7 @@ def _back(
     cluster: str,
     settings: Settings,
     admission: Admission,
+    remembered: Forgotten,
 ) -> list[Hop]:
     if case is None or facts["reason"] == "undecodable_case":
         raise _Stays("impossible", _UNDECODABLE)
@@ -232,6 +241,8 @@ def _back(
         raise _Stays("impossible", f"task {case.task!r} is no longer in the settings")
     else:
         hops = [revived(case)]
+    if any(remembered.covers(hop.case, settings.intake.split_key) for hop in hops):
+        raise _Stays("refused again", "forgotten: its user, trace, session or itself")
     size, limit = max(len(encode_case(hop.case)) for hop in hops), settings.kafka.max_message_bytes
     if size > limit:
         raise _Stays("refused again", f"too_large: {size} bytes; kafka.max_message_bytes is {limit}")
@@ -241,7 +252,11 @@ def _back(
 def _sent(
     decided: list[tuple[dict[str, Any], list[Hop] | _Stays]], producer: Any, settings: Settings
 ) -> Iterator[Redriven]:
-    sent = [[] if isinstance(hops, _Stays) else [_send(producer, hop, settings) for hop in hops] for _, hops in decided]
+    tracing = trace_hops(settings, "redrive") if producer is not None else None
+    sent = [
+        [] if isinstance(hops, _Stays) else [_send(producer, hop, settings, tracing) for hop in hops]
+        for _, hops in decided
+    ]
     if producer is not None:
         producer.flush()
     for (facts, hops), futures in zip(decided, sent, strict=True):
@@ -263,11 +278,15 @@ def _sent(
             yield Redriven(*letter, "not confirmed", f"{type(error).__name__}; redrive again, an epoch counts once")
 
 
-def _send(producer: Any, hop: Hop, settings: Settings) -> Any:
+def _send(producer: Any, hop: Hop, settings: Settings, tracing: Hops | None) -> Any:
     if producer is None:
         return None
+    topic, key = settings.topic(hop.topic), hop.case.case_id.encode()
+    relay = tracing.bring_back(hop.case, topic) if tracing is not None else None
     try:
-        return producer.send(settings.topic(hop.topic), key=hop.case.case_id.encode(), value=encode_case(hop.case))
+        if relay is None:
+            return producer.send(topic, key=key, value=encode_case(hop.case))
+        return relay.sent(producer.send(topic, key=key, value=encode_case(relay.case), headers=relay.headers))
     except KafkaError as error:
         return error
 

@@ -26,6 +26,7 @@ from streams.admission.quota import Quotas
 from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.flow import now_ms
 from streams.follow import Follower
+from streams.forgetting.following import Remembered
 from streams.measuring import count_admitted
 from streams.positions import Positions
 from streams.topics import cluster_id
@@ -42,7 +43,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
     """Reads the source topics until `stop` is set.
 
     1. poll
-    2. admit each record, and note what was decided by the records before it
+    2. admit each record, leave nothing of what is forgotten, and note what was decided by the records before it
     3. produce its case to gs.prompts, or its outcome to gs.outcomes, and wait until the broker has confirmed them all
     4. commit the positions, and the daily counts with them
     A failure between 2 and 4 reads the same records again: same records, same identities, same decisions. A schema
@@ -56,7 +57,9 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
     hops = trace_hops(settings, "intake")
     paused = threading.Event()
     follower = Follower(settings, COMMANDS, lambda key, value: _apply_pause(key, value, paused)).start()
+    remembered = Remembered(settings).start()
     follower.wait_ready()
+    remembered.wait_ready()
     producer = make_producer(settings, "intake")
     consumer = make_consumer(
         settings,
@@ -96,6 +99,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
                     consumer.seek(tp, part[0].offset)
                 continue
             outage.over()
+            cases = [remembered.left_of(case, "intake", now_ms()) for case in cases]
             try:
                 cases = decide(cases, near, positions.quotas)
             except KafkaError as error:
@@ -120,6 +124,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
         consumer.close()
         producer.close(timeout=5)
         follower.stop()
+        remembered.stop()
 
 
 def decide(cases: list[Case], near: NearDuplicates, quotas: Quotas) -> list[Case]:

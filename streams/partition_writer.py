@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from schemas.case import Case, Source, coordinates_id, decode_case
 from schemas.errors import GoldError, RecordError
+from schemas.forgotten import Forgotten, bare_case, bare_row
 from schemas.measures import SINK_REPEATS
 from schemas.outcomes import outcome_row, outcome_table
 from schemas.settings import Sink as SinkSettings
@@ -51,6 +52,8 @@ class PartitionWriter:
         topic: str,
         settings: SinkSettings,
         clock: Callable[[], float] = time.monotonic,
+        forgotten: Callable[[], Forgotten] = Forgotten,
+        split_key: str = "",  # of the hashes that tell what is forgotten
     ) -> None:
         self.chain = chain
         self.start = self.end = start
@@ -59,6 +62,7 @@ class PartitionWriter:
         self._cluster, self._topic = cluster, topic
         self._settings = settings
         self._clock = clock
+        self._forgotten, self._split_key = forgotten, split_key
         self._rows: list[dict[str, Any]] = []
         self._timestamps_ms: list[int] = []  # of the rows' records
         self._bytes = 0
@@ -102,6 +106,11 @@ class PartitionWriter:
             or self._clock() - self._since_s >= self._settings.seconds_per_file
         )
 
+    def forget(self) -> None:
+        """Leaves nothing of the rows that wait for their file and were forgotten meanwhile."""
+        forgotten, key = self._forgotten(), self._split_key
+        self._rows = [bare_row(row) if forgotten.covers_row(row, key) else row for row in self._rows]
+
     def flush(self) -> int | None:
         """Writes the range to a landing file and returns the new tip; None where nothing was consumed."""
         if self.end == self.start:
@@ -121,6 +130,8 @@ class PartitionWriter:
         case = decode_case(record.value)
         if case.outcome is None:
             raise RecordError("undecodable_case", f"case {case.case_id} has no outcome; only ended cases belong here")
+        if self._forgotten().covers(case, self._split_key):
+            case = bare_case(case, case.outcome.stage, case.outcome.at_ms)
         admitted = self.index.admit(case)
         return outcome_row(admitted, self.chain.partition, record.offset) if admitted else None
 

@@ -20,11 +20,13 @@ from kafka.structs import OffsetAndMetadata
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.errors import RecordError
 from schemas.faults import crash_point
+from schemas.forgotten import bare_case
 from schemas.measures import RETRIES_RETURNED
 from schemas.settings import Settings
 from schemas.topics import OUTCOMES, STAGE_INPUT, retry_topic
 from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.flow import Hop, now_ms
+from streams.forgetting.following import Remembered
 from streams.measuring import show_waiting
 from streams.topics import cluster_id
 from streams.watchdog import Membership, Watchdog
@@ -66,6 +68,8 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
     cluster = cluster_id(settings)
     delays_s = {settings.topic(retry_topic(s)): s for s in settings.worker.retry_delays_s}
     topics = list(delays_s)
+    remembered = Remembered(settings).start()
+    remembered.wait_ready()
     producer = make_producer(settings, "retries")
     consumer = make_consumer(
         settings,
@@ -105,7 +109,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
                 (consumer.pause if full else consumer.resume)(tp)
             # 2.
             for tp, queue in waiting.items():
-                if (offset := _return_due(producer, settings, tp, queue)) is not None:
+                if (offset := _return_due(producer, settings, remembered, tp, queue)) is not None:
                     positions.returned[tp] = offset
             # 3.
             positions.commit()
@@ -113,9 +117,12 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
         watchdog.stop()
         consumer.close()
         producer.close(timeout=5)
+        remembered.stop()
 
 
-def _return_due(producer: Any, settings: Settings, tp: Any, queue: deque[tuple[int, float, Hop]]) -> int | None:
+def _return_due(
+    producer: Any, settings: Settings, remembered: Remembered, tp: Any, queue: deque[tuple[int, float, Hop]]
+) -> int | None:
     """Produces the cases at the head of a partition whose time has come; returns the offset behind them.
 
     All wait equally long on one topic, so the head is the first to be due. None where nothing was due or confirmed.
@@ -124,8 +131,10 @@ def _return_due(producer: Any, settings: Settings, tp: Any, queue: deque[tuple[i
     for offset, due, hop in queue:
         if due > now:
             break
-        case = msgspec.structs.replace(hop.case, not_before_ms=0)
-        future = producer.send(settings.topic(hop.topic), key=case.case_id.encode(), value=encode_case(case))
+        case, topic = msgspec.structs.replace(hop.case, not_before_ms=0), hop.topic
+        if remembered.covers(case):
+            case, topic = bare_case(case, "intake", now_ms()), OUTCOMES
+        future = producer.send(settings.topic(topic), key=case.case_id.encode(), value=encode_case(case))
         sent.append((offset, future))
     if not sent:
         return None

@@ -23,10 +23,13 @@ from kafka import errors as kafka_errors
 
 from schemas.errors import BrokerError, GoldError
 from schemas.faults import crash_point
+from schemas.forgotten import Forgotten
 from schemas.settings import Settings
 from schemas.settings import Sink as SinkSettings
 from schemas.topics import OUTCOMES
 from streams.clients import client_name, make_consumer, subscribe
+from streams.forgetting.following import Remembered
+from streams.forgetting.writing import Erasing
 from streams.landing import LandingChain
 from streams.partition_writer import PartitionWriter, Record
 from streams.topics import cluster_id
@@ -47,12 +50,23 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
     Rebalance callbacks come on the client's own thread, so they only take notes; the loop acts on them.
     """
 
-    def __init__(self, consumer: Any, gold: Path, *, topic: str, cluster: str, settings: SinkSettings) -> None:
+    def __init__(
+        self,
+        consumer: Any,
+        gold: Path,
+        *,
+        topic: str,
+        cluster: str,
+        settings: SinkSettings,
+        forgotten: Callable[[], Forgotten] = Forgotten,
+        split_key: str = "",
+    ) -> None:
         self.writers: dict[TopicPartition, PartitionWriter] = {}
         self._consumer = consumer
         self._gold = gold
         self._topic, self._cluster = topic, cluster
         self._settings = settings
+        self._forgotten, self._split_key = forgotten, split_key
         self._changes: deque[tuple[str, list[TopicPartition]]] = deque()
         self._to_open: list[TopicPartition] = []
         self._joined = False
@@ -168,7 +182,13 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
             chain = LandingChain(self._gold, partition.partition)
             start = resume_offset(chain, self._topic, log_start[partition], log_end[partition])
             writer = PartitionWriter(
-                chain, start=start, cluster=self._cluster, topic=self._topic, settings=self._settings
+                chain,
+                start=start,
+                cluster=self._cluster,
+                topic=self._topic,
+                settings=self._settings,
+                forgotten=self._forgotten,
+                split_key=self._split_key,
             )
             try:
                 self._consumer.seek(partition, start)
@@ -234,6 +254,8 @@ def run_sink(settings: Settings, *, stop: threading.Event, ready: Callable[[], o
     """
     topic = settings.topic(OUTCOMES)
     cluster = cluster_id(settings)
+    remembered = Remembered(settings).start()
+    remembered.wait_ready()
     consumer = make_consumer(
         settings,
         "sink",
@@ -248,9 +270,24 @@ def run_sink(settings: Settings, *, stop: threading.Event, ready: Callable[[], o
     )
     watchdog = Watchdog(settings, [Membership(settings.topic("sink"), client_name("sink"), [topic])]).start()
     try:
-        sink = Sink(consumer, settings.gold, topic=topic, cluster=cluster, settings=settings.sink)
-        sink.run(stop, ready, watchdog.check)
+        sink = Sink(
+            consumer,
+            settings.gold,
+            topic=topic,
+            cluster=cluster,
+            settings=settings.sink,
+            forgotten=remembered.now,
+            split_key=settings.intake.split_key,
+        )
+        erasing = Erasing(settings, remembered.now, sink.writers)
+
+        def check() -> None:
+            watchdog.check()
+            erasing.check()
+
+        sink.run(stop, ready, check)
     finally:
+        remembered.stop()
         watchdog.stop()
         consumer.close(autocommit=False, timeout_ms=_CLIENT_WAIT_MS)
 

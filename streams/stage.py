@@ -30,6 +30,7 @@ from agents.billing import Bill, billed
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.errors import ModelError, ModelTimeout, RecordError, WriteRefused
 from schemas.faults import crash_point
+from schemas.forgotten import bare_case
 from schemas.settings import Role, Settings
 from schemas.topics import OUTCOMES, retry_topic
 from streams.flow import Hop, next_hop, now_ms
@@ -74,6 +75,7 @@ class Stage:
         models_held: Callable[[], bool] = lambda: False,
         outage_s: Outage = _never_out,
         one_by_one: bool = False,
+        forgets: Callable[[Case], bool] = lambda case: False,
     ) -> None:
         self.role = role
         self.settings = settings
@@ -87,6 +89,7 @@ class Stage:
         self._models_held = models_held
         self._outage_s = outage_s
         self._one_by_one = one_by_one  # each case asks for its share of a budget before the next is taken
+        self._forgets = forgets  # whether a case is forgotten: it ends here, without its text
         self._slots = asyncio.Semaphore(settings.worker.cases_in_flight)
         self._queues: dict[Any, Queue] = {}
         self._running: dict[tuple[Any, int], Entry] = {}
@@ -192,13 +195,15 @@ class Stage:
     async def _work(self, entry: Entry, value: bytes | None) -> None:
         """Makes an event's successor, produces it, and acknowledges what is done.
 
-        1. decode and handle, within the event's deadline
+        1. decode and handle, within the event's deadline; of what is forgotten before or meanwhile, nothing is left
         2. produce the successor and wait until the broker confirms it
         3. acknowledge from the head of the partition's queue
         """
         try:
             # 1.
             before, hop = await self._next_hop(entry, value)
+            if self._forgets(hop.case):
+                before, hop = None, self._forgotten(hop.case)
             # 2.
             hop = self._noted(before, hop)
             crash_point(f"{self.role}.before_produce")
@@ -236,6 +241,8 @@ class Stage:
             case = self._begun(decode_case(value), entry)
         except RecordError as error:
             return None, Hop(OUTCOMES, self._begun(self._undecodable(entry, error), entry))
+        if self._forgets(case):
+            return None, self._forgotten(case)
         bill = Bill(case.rounds)
         billed.set(bill)
         loop = asyncio.get_running_loop()
@@ -294,6 +301,10 @@ class Stage:
 
     def _ended(self, case: Case, kind: Any, reason: str = "", detail: str = "") -> Case:
         return case.ended(kind, self.role, now_ms(), reason, detail)
+
+    def _forgotten(self, case: Case) -> Hop:
+        self.counts["forgotten"] += 1
+        return Hop(OUTCOMES, bare_case(case, self.role, now_ms()))
 
     def _undecodable(self, entry: Entry, error: RecordError) -> Case:
         source = Source(cluster=self._cluster, topic=entry.tp.topic, partition=entry.tp.partition, offset=entry.offset)

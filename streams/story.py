@@ -12,6 +12,7 @@ from kafka import TopicPartition
 
 from schemas.case import Case, decode_case, encode_case
 from schemas.errors import RecordError
+from schemas.forgotten import bare_case, read_forgotten
 from schemas.settings import Settings
 from schemas.topics import ACCEPTED, ATTEMPTS, OUTCOMES, PROMPTS, REFINE, retry_topic
 from streams.clients import make_consumer
@@ -36,6 +37,11 @@ def find_case(settings: Settings, case_id: str) -> dict[str, Any] | None:
     if row is not None and not any(case.epoch > row["epoch"] for case, _ in found):
         row.pop("case_json", None)
         return {"where": "gold set", "case": row}
+    remembered = read_forgotten(settings.gold)
+    for case, _ in found:
+        if remembered.covers(case, settings.intake.split_key):
+            left = bare_case(case, "sink", case.created_ms)
+            return {"where": "nowhere: it is forgotten", "case": msgspec.json.decode(encode_case(left))}
     if not found:
         return None
     # The furthest copy is the one with most behind it; earlier topics come later in `found`.

@@ -33,6 +33,7 @@ from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
 from streams.clients import METADATA_MAX_AGE_MS, client_name
 from streams.flow import now_ms
 from streams.follow import Follower
+from streams.forgetting.following import Remembered
 from streams.ledger import Ledger, partition_counts
 from streams.measuring import show_budget, show_stages
 from streams.serving import Serving
@@ -64,7 +65,7 @@ async def run_worker(
 ) -> None:
     """Runs the agents of `roles` until `stop` is set. `make_models` lets a benchmark stand in for the models.
 
-    1. know which adapters serve and what is paused, before the first call
+    1. know which adapters serve, what is paused and who is forgotten, before the first call
     2. import and load what the models need, so that the first case does not pay for it
     3. start a Faust app per role
     4. on stop, let the cases in flight end for worker.drain_s and cancel the others; what is acknowledged is
@@ -89,9 +90,10 @@ async def run_worker(
     # 1.
     cluster = await asyncio.to_thread(cluster_id, settings)  # says at once where no Kafka answers
     followers = [Follower(settings, ADAPTERS, serving.apply), Follower(settings, COMMANDS, command)]
+    remembered = Remembered(settings).start()
     for follower in followers:
         follower.start()
-    for follower in followers:
+    for follower in (*followers, remembered):
         await asyncio.to_thread(follower.wait_ready)
     is_shared = "strategist" in roles and any(task.strategies.library for task in settings.tasks.values())
     library = SharedLibrary(settings) if is_shared else None
@@ -120,7 +122,7 @@ async def run_worker(
         await ledger.start()
         for role in roles:
             act = functools.partial(distil, names=library) if role == "strategist" else _AGENTS[role]
-            app, stage = _build(role, settings, models, cluster, act, partitions[role])
+            app, stage = _build(role, settings, models, cluster, act, remembered.covers, partitions[role])
             apps.append(app)
             stages[role] = stage
         _apply_pauses(stages, paused)
@@ -142,12 +144,23 @@ async def run_worker(
         drain_s = settings.worker.drain_s if stop.is_set() else 0.0  # after a failure nothing may go on
         await _ended(drain_s + 1, [stage.stop(drain_s) for stage in stages.values()])
         await _ended(5, [ledger.stop(), *(app.stop() for app in apps)])
-        threads = [watchdog.stop, *(follower.stop for follower in followers), *([library.stop] if library else [])]
+        threads = [
+            watchdog.stop,
+            remembered.stop,
+            *(follower.stop for follower in followers),
+            *([library.stop] if library else []),
+        ]
         await _ended(3, [models.close(), *(asyncio.to_thread(stop) for stop in threads)])
 
 
 def _build(
-    role: Role, settings: Settings, models: Models, cluster: str, act: Act, partitions: int = 1
+    role: Role,
+    settings: Settings,
+    models: Models,
+    cluster: str,
+    act: Act,
+    forgets: Callable[[Case], bool],
+    partitions: int = 1,
 ) -> tuple[Any, Stage]:
     app = faust.App(
         group_id(settings, role),
@@ -199,6 +212,7 @@ def _build(
         lambda: models.held(role),
         outage_s,
         any(models.budget.limits(task, role) for task in settings.tasks),
+        forgets,
     )
     stage.tracing = trace_hops(settings, role)
     raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}

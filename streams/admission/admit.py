@@ -8,13 +8,13 @@ and quotas, is intake's to ask afterwards, since only intake keeps count.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import time
 
 import msgspec
 
 from schemas.case import DROPPED_REASONS, Case, OutcomeKind, Source, Split, coordinates_id, encode_case, producer_id
 from schemas.errors import RecordError
+from schemas.hashing import keyed_hash
 from schemas.settings import Settings
 from streams.admission.personal import personal_spans
 from streams.admission.redaction import Redactor
@@ -83,6 +83,7 @@ class Admission:
                 source=source,
                 body_sha256=hashlib.sha256(msgspec.json.encode(body)).hexdigest(),
                 trace_id=record.trace_id,
+                trace_key=keyed_hash(key, "trace", record.trace_id) if record.trace_id else "",
                 traceparent=record.traceparent,
                 session=keyed_hash(key, "session", conversation(record)),
                 user=keyed_hash(key, "user", record.user) if record.user else "",
@@ -139,12 +140,6 @@ def split_of(settings: Settings, conversation: str) -> Split:
 def share_of(key: str, purpose: str, text: str) -> float:
     """Returns a number in [0, 1) that depends on nothing but its arguments, uniform over texts."""
     return int(keyed_hash(key, purpose, text)[:13], 16) / 16**13
-
-
-def keyed_hash(key: str, purpose: str, text: str) -> str:
-    """Returns 32 hexadecimal digits of HMAC-SHA-256 over purpose and text."""
-    message = f"{purpose}\0{text}".encode("utf-8", "surrogatepass")
-    return hmac.digest(key.encode(), message, "sha256").hex()[:32]
 
 
 def _identity(record: Record) -> str:
