@@ -4,6 +4,9 @@
  * @typedef {Node | string | number | null | undefined | false} Child
  */
 
+// Control characters but for tab and line end, and overrides of the writing direction.
+const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
 /**
  * Makes an HTML element. Keys that start with "on" are listeners, `class` and `text` mean what they say, the rest
  * are attributes; an attribute of false, null or undefined is left out.
@@ -85,7 +88,7 @@ export function cards(/** @type {string} */ caption, /** @type {{label: string, 
 function filled(/** @type {any} */ element, /** @type {Record<string, any>} */ attributes, /** @type {any[]} */ children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === false || value === null || value === undefined) continue;
-    if (name === "text") element.textContent = String(value);
+    if (name === "text") element.textContent = visible(String(value));
     else if (name === "class") element.setAttribute("class", value);
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : String(value));
@@ -96,5 +99,10 @@ function filled(/** @type {any} */ element, /** @type {Record<string, any>} */ a
 
 function nodes(/** @type {any[]} */ children) {
   return children.flat(3).filter((c) => c !== null && c !== undefined && c !== false)
-    .map((c) => (c instanceof Node ? c : document.createTextNode(String(c))));
+    .map((c) => (c instanceof Node ? c : document.createTextNode(visible(String(c)))));
+}
+
+/** Marks what does not print: a model's direction overrides would make a text show itself as another. */
+function visible(/** @type {string} */ text) {
+  return text.replace(HIDDEN, "\ufffd");
 }
