@@ -14,6 +14,7 @@ import msgspec
 from schemas.case import Attempt, Case, Charge, Message, Review, Spend, Strategy, Verdict
 from schemas.rows import row_case
 from schemas.tables import printable
+from schemas.tools import answer_text
 
 
 def tell(found: dict[str, Any]) -> list[str]:
@@ -55,9 +56,9 @@ def _prompt(case: Case) -> Iterator[str]:
         yield from ("", f"tools offered: {', '.join(names)}")
     if case.placeholders:
         yield from ("", f"personal values stand as: {', '.join(case.placeholders)}")
-    if case.production_answer:
+    if answer := answer_text(case.production_answer or "", case.production_tool_calls):
         by = f", by {case.production_model}" if case.production_model else ""
-        yield from ("", f"the product's answer{by}:", *_indented(case.production_answer))
+        yield from ("", f"the product's answer{by}:", *_indented(answer))
 
 
 def _calls(message: Message) -> Iterator[str]:

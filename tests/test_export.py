@@ -21,6 +21,7 @@ from schemas.errors import GoldError
 from schemas.gold import current_watermark
 from schemas.settings import Settings, Task, Trainer
 from schemas.settings.admission import Redact
+from schemas.tools import answer_text
 from streams.export.formats import FORMATS, Name
 from streams.export.pairs import Choice
 from streams.export.tables import PAIR_SCHEMA
@@ -28,7 +29,8 @@ from streams.export.write import Exported, export_gold
 from trainer.contamination import uncontaminated
 from trainer.dataset import train_rows
 
-TOOL = {"type": "function", "function": {"name": "dose", "parameters": {"type": "object", "properties": {"of": {}}}}}
+OF = {"type": "object", "properties": {"of": {}}}
+TOOL = {"type": "function", "function": {"name": "dose", "description": "", "parameters": OF}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "dose", "arguments": '{"of": "metformin"}'}}
 ASKED = (
     Message("system", "Be brief."),
@@ -40,6 +42,8 @@ ASKED = (
 )
 LONG = "the patient reports a dry cough for two weeks and no fever at night since monday"
 STRATEGY = "Mistake: greets first\nGuardrail: answer at once"
+THOUGHT = f"<think>\n{STRATEGY}\n</think>\n\n"
+AGAIN = {"id": "c1", "type": "function", "function": {"name": "dose", "arguments": '{"of": "aspirin"}'}}  # as templates
 
 
 def at_once(number: int, **changes: Any) -> Case:
@@ -189,8 +193,8 @@ def test_trl_has_the_prompt_as_it_was_and_the_strategy_as_reasoning(settings: Se
     assert a["prompt"][4]["tool_calls"] == [CALL]
     assert (a["prompt"][5]["content"], a["prompt"][5]["tool_call_id"]) == ("500 mg", "c1")
     assert json.loads(a["tools"]) == [TOOL]
-    assert a["completion"] == [{"role": "assistant", "content": "42", "reasoning_content": None}]
-    assert b["completion"] == [{"role": "assistant", "content": "42", "reasoning_content": STRATEGY}]
+    assert a["completion"] == [{"role": "assistant", "content": "42", "tool_calls": None, "reasoning_content": None}]
+    assert b["completion"][0]["reasoning_content"] == STRATEGY
     assert [row["chat_template_kwargs"]["enable_thinking"] for row in (a, b)] == [False, True]
 
 
@@ -198,6 +202,36 @@ def test_the_strategy_is_worded_as_our_own_training_words_it() -> None:
     strategy = ended(0).strategy
     assert strategy is not None
     assert strategy_text(strategy) == STRATEGY
+
+
+def calls_again(number: int, words: str = "") -> Case:
+    """Returns a case whose accepted answer calls a tool."""
+    compact = CALL | {"function": {"name": "dose", "arguments": '{"of":"aspirin"}'}}
+    case = ended(number, messages=ASKED, tools=(TOOL,))
+    last = msgspec.structs.replace(case.attempts[1], text=answer_text(words, (compact,)), tool_calls=(compact,))
+    return msgspec.structs.replace(case, attempts=(case.attempts[0], last))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_answer_that_calls_a_tool_is_a_call_in_every_format(settings: Settings, tmp_path: Path, name: Name) -> None:
+    land(settings.gold, [calls_again(7), calls_again(8, "One moment.")])
+    found = export(settings, name, tmp_path / "out", pairs="rgt")
+    if name in ("parquet", "hf"):
+        (path,) = (tmp_path / "out").rglob("*.parquet")
+        rows = pq.read_table(path).to_pylist()
+    else:
+        rows = lines(tmp_path / "out" / "train.jsonl")
+    said = [(row.get("completion") or row.get("messages") or row["conversations"])[-1] for row in rows]
+    if name == "llama-factory":  # which has no turn of both
+        assert found.left_out["words_and_calls"] == 1
+        calling = [turn["value"] for turn in said if turn["from"] == "function_call"]
+        assert calling == [start + '[{"name":"dose","arguments":{"of":"aspirin"}}]' for start in ("", THOUGHT)]
+        return
+    calling = [one for one in said if one.get("tool_calls")]
+    assert [one["tool_calls"] for one in calling] == [[AGAIN]] * 4
+    words = [one["content"].removeprefix(THOUGHT) for one in calling]
+    assert words == ["", "", "One moment.", "One moment."]
+    assert all("<tool_call>" not in json.dumps(row) for row in said)
 
 
 def test_axolotl_trains_on_the_last_answer_alone(settings: Settings, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from stub_models import Reply, StubModels
-from tiny import make_tiny_model
+from tiny import CALLING_TEMPLATE, make_tiny_model
 from toys import add_gold, with_task
 
 from agents.expert import Decision, decided_case
@@ -38,40 +38,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:pydantic.*"),
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
 ]
-
-# As Qwen3's does: tools in the system turn, calls as blocks, results as the user's.
-TEMPLATE = """\
-{%- if tools -%}
-<|im_start|>system
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}<|im_end|>
-{% endif -%}
-{%- for message in messages -%}
-<|im_start|>{{ 'user' if message.role == 'tool' else message.role }}
-{% if message.role == 'assistant' and loop.last -%}
-<think>
-
-</think>
-
-{% endif -%}
-{{ message.content }}
-{%- for call in message.tool_calls or [] -%}
-{%- if not loop.first or message.content %}{{ '\n' }}{% endif -%}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>
-{%- endfor -%}
-<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% if enable_thinking is defined and enable_thinking is false -%}
-<think>
-
-</think>
-
-{% endif -%}
-{%- endif -%}"""
 
 SCHEMA = {
     "type": "object",
@@ -252,7 +218,7 @@ def test_reading_back_what_was_written_gives_the_same_and_takes_time_in_proporti
 def calling_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a template that knows tools."""
     folder = make_tiny_model(tmp_path_factory.mktemp("calling") / "tiny", context=1024)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "chat_template.jinja").write_text(CALLING_TEMPLATE)
     return folder
 
 

@@ -27,6 +27,40 @@ CHAT_TEMPLATE = """\
 
 {% endif -%}
 {%- endif -%}"""
+# As Qwen3's does: tools in the system turn, calls as blocks, results as the user's.
+CALLING_TEMPLATE = """\
+{%- if tools -%}
+<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+<|im_start|>{{ 'user' if message.role == 'tool' else message.role }}
+{% if message.role == 'assistant' and loop.last -%}
+<think>
+{{ message.reasoning_content or '' }}
+</think>
+
+{% endif -%}
+{{ message.content }}
+{%- for call in message.tool_calls or [] -%}
+{%- if not loop.first or message.content %}{{ '\n' }}{% endif -%}
+<tool_call>{{ '\n' }}
+{%- set told = call.function.arguments -%}
+{"name": "{{ call.function.name }}", "arguments": {{ told if told is string else (told | tojson) }}}
+</tool_call>
+{%- endfor -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false -%}
+<think>
+
+</think>
+
+{% endif -%}
+{%- endif -%}"""
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _TEXT = ["Metformin 500 mg twice daily.", "The patient denies chest pain.", "List each item once, as first mentioned."]
 

@@ -6,17 +6,23 @@ it so: TRL by completion, axolotl by "training", OpenAI by "weight".
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from schemas.case import Message
+from schemas.tools import plain_call
 from streams.export.pairs import Pair
 
 
 def trl(pair: Pair, *, tools: bool, thinking: bool) -> dict[str, Any]:
     """Returns TRL's conversational prompt and completion; `chat_template_kwargs` makes A's prompt that of inference."""
     answer: dict[str, Any] = {"role": "assistant", "content": pair.answer}
+    if tools:
+        answer["tool_calls"] = calls_row(pair.calls)
     if thinking:
         answer["reasoning_content"] = pair.strategy or None
     row: dict[str, Any] = {"prompt": [message_row(m, tools=tools) for m in pair.messages]}
@@ -30,7 +36,7 @@ def trl(pair: Pair, *, tools: bool, thinking: bool) -> dict[str, Any]:
 def axolotl(pair: Pair, *, tools: bool, thinking: bool) -> dict[str, Any]:
     """Returns axolotl's chat_template row; "training" is true of the answer alone."""
     messages = [message_row(m, tools=tools) | {"training": False} for m in pair.messages]
-    answer = message_row(Message("assistant", pair.answer), tools=tools) | {"training": True}
+    answer = message_row(Message("assistant", pair.answer, tool_calls=pair.calls), tools=tools) | {"training": True}
     messages.append(answer)
     if thinking:
         for message in messages:
@@ -50,7 +56,8 @@ def openai(pair: Pair, *, tools: bool, thinking: bool) -> dict[str, Any]:
         if plain["role"] == "assistant":
             plain["weight"] = 0
         messages.append(plain)
-    messages.append({"role": "assistant", "content": thought(pair.strategy) + pair.answer})
+    said: dict[str, Any] = {"role": "assistant", "content": thought(pair.strategy) + pair.answer}
+    messages.append(said | ({"tool_calls": calls_row(pair.calls)} if pair.calls else {}))
     row: dict[str, Any] = {"messages": messages}
     if pair.tools:
         row["tools"] = pair.tools
@@ -65,7 +72,7 @@ def message_row(message: Message, *, tools: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"role": message.role, "content": message.text()}
     if tools:
         row["name"] = message.name
-        row["tool_calls"] = [_call(call) for call in message.tool_calls] if message.tool_calls else None
+        row["tool_calls"] = calls_row(message.tool_calls)
         row["tool_call_id"] = message.tool_call_id
     return row
 
@@ -80,13 +87,20 @@ def json_text(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def calls_row(calls: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Returns calls of tools, None for none; their arguments as the JSON text that a chat template would make of them.
+
+    Templates write a text as it stands, so that the prompt is the one of our own training and of serving.
+    """
+    return [_call(call) for call in calls] if calls else None
+
+
 def _call(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function") or {}
-    arguments = function.get("arguments", "")
-    if not isinstance(arguments, str):
-        arguments = json_text(arguments)
-    named = {"name": str(function.get("name", "")), "arguments": arguments}
-    return {"id": str(call.get("id", "")), "type": "function", "function": named}
+    plain = plain_call(call)
+    function = plain["function"]
+    with contextlib.suppress(ValueError, RecursionError):  # no JSON: as the product logged it
+        function["arguments"] = json.dumps(json.loads(function["arguments"] or "{}"), ensure_ascii=False)
+    return plain
 
 
 def _plain_tool(tool: dict[str, Any]) -> dict[str, Any]:

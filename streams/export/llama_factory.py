@@ -20,13 +20,14 @@ _ASKS, _ANSWERS = ("human", "observation"), ("gpt", "function_call")
 
 
 def llama_factory(pair: Pair, *, tools: bool, thinking: bool) -> dict[str, Any]:
-    """Returns one row; raises LeftOut("no_alternation") for a prompt that the format cannot hold."""
+    """Returns one row; raises LeftOut for a conversation that the format cannot hold."""
     messages = list(pair.messages)
     system: list[str] = []
     while messages and messages[0].role in _SYSTEM:
         system.append(messages.pop(0).text())
     turns = _turns(messages)
-    turns.append({"from": "gpt", "value": thought(pair.strategy) + pair.answer})
+    answer = _turn(Message("assistant", pair.answer, tool_calls=pair.calls))
+    turns.append(answer | {"value": thought(pair.strategy) + answer["value"]})
     sides = [_ASKS, _ANSWERS]
     if len(turns) % 2 or any(turn["from"] not in sides[place % 2] for place, turn in enumerate(turns)):
         raise LeftOut("no_alternation")
@@ -66,6 +67,8 @@ def _turns(messages: list[Message]) -> list[dict[str, str]]:
 
 def _turn(message: Message) -> dict[str, str]:
     if message.tool_calls:
+        if message.text().strip():
+            raise LeftOut("words_and_calls")
         calls = [call["function"] for call in message_row(message, tools=True)["tool_calls"]]
         return {"from": "function_call", "value": "[" + ", ".join(map(_call, calls)) + "]"}
     speaker = {"user": "human", "assistant": "gpt"}.get(message.role)

@@ -20,6 +20,7 @@ from schemas.ngrams import HeldOut
 from schemas.outcomes import row_messages, row_strategy
 from schemas.settings import Settings
 from schemas.settings.training import Trainer
+from schemas.tools import answer_words, template_tools
 from streams.statements import reading_statements
 
 Pairs = Literal["rgt", "sft"]
@@ -31,6 +32,7 @@ LEFT_OUT = {
     "contaminated": "too many of its runs of words are in the holdout too: trainer.max_overlap",
     "empty_answer": "no answer of it was accepted",
     "think_tags": "its answer or strategy holds <think> or </think>, which chat templates take for thinking",
+    "words_and_calls": "the format wants a text or calls of tools, and a turn of this conversation has both",
     "no_alternation": "the format wants users and assistants in turns, and this prompt has two of one in a row",
 }
 FACTS = (
@@ -62,7 +64,8 @@ class Pair(NamedTuple):
     messages: list[Message]
     tools: list[dict[str, Any]]
     strategy: str  # "" for A
-    answer: str
+    answer: str  # its words
+    calls: list[dict[str, Any]]  # of tools, that the answer makes behind its words
     facts: dict[str, Any]  # FACTS
 
 
@@ -93,6 +96,7 @@ class Selection:
     def uses_tools(self) -> bool:
         """Tells whether any message is more than a role and a text, or any prompt offered tools."""
         rich = "tools IS NOT NULL OR len(list_filter(messages, lambda m: m.json IS NOT NULL)) > 0"
+        rich += " OR answer_tool_calls IS NOT NULL"
         return bool(self._ask(f"SELECT 1 FROM outcomes WHERE {self._condition} AND ({rich}) LIMIT 1").fetchall())
 
     def pairs(self) -> Iterator[list[Pair]]:
@@ -141,9 +145,11 @@ class Selection:
         if not held_out and not self.choice.with_contaminated and self._contaminated(row):
             raise LeftOut("contaminated")
         split: Split = "test" if held_out else "train"
-        tools = msgspec.json.decode(row["tools"]) if row["tools"] else []
+        tools = template_tools(msgspec.json.decode(row["tools"])) if row["tools"] else []
+        calls = msgspec.json.decode(row["answer_tool_calls"]) if row["answer_tool_calls"] else []
         facts = {name: row[name] for name in (*FACTS, "placeholders")}
-        a = Pair(row["case_id"], "A", split, row_messages(row), tools, "", row["answer"], facts)
+        words = answer_words(row["answer"], calls)
+        a = Pair(row["case_id"], "A", split, row_messages(row), tools, "", words, calls, facts)
         return [a, a._replace(pair="B", strategy=block)] if block else [a]
 
     def _contaminated(self, row: dict[str, Any]) -> bool:
@@ -185,6 +191,7 @@ _COLUMNS = (
     "tools",
     "prompt",
     "answer",
+    "answer_tool_calls",
     "placeholders",
     "strategy_mistake",
     "strategy_guardrail",

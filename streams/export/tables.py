@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streams.export.chat import json_text, message_row
+from streams.export.chat import calls_row, json_text, message_row
 from streams.export.pairs import FACTS, Pair
 
 _BATCH = 1000  # pairs a row group is made of
@@ -23,7 +23,14 @@ _message = pa.struct(
         ("tool_call_id", pa.string()),
     ]
 )
-_answer = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+_answer = pa.struct(
+    [
+        ("role", pa.string()),
+        ("content", pa.string()),
+        ("reasoning_content", pa.string()),
+        ("tool_calls", pa.list_(_call)),
+    ]
+)
 _facts: dict[str, pa.DataType] = {
     "corrected": pa.bool_(),
     "rounds": pa.int32(),
@@ -46,7 +53,8 @@ PAIR_SCHEMA = pa.schema(
 
 def table_row(pair: Pair, *, tools: bool, thinking: bool) -> dict[str, Any]:
     """Returns a pair as a row of PAIR_SCHEMA; prompt and completion are TRL's."""
-    answer = {"role": "assistant", "content": pair.answer, "reasoning_content": pair.strategy or None}
+    answer: dict[str, Any] = {"role": "assistant", "content": pair.answer, "reasoning_content": pair.strategy or None}
+    answer["tool_calls"] = calls_row(pair.calls)
     return {
         "prompt": [message_row(message, tools=True) for message in pair.messages],
         "completion": [answer],
