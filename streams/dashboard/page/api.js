@@ -83,14 +83,14 @@ export async function follow(told) {
 async function* events(
   /** @type {ReadableStream<Uint8Array>} */ body, /** @type {() => void} */ alive, /** @type {() => void} */ heard,
 ) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = body.getReader(), decoder = new TextDecoder();
   let buffer = "";
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
     alive();
     heard();
-    buffer += value.replaceAll("\r", "");
+    buffer += decoder.decode(value, { stream: true }).replaceAll("\r", "");
     const blocks = buffer.split("\n\n");
     buffer = blocks.pop() ?? "";
     for (const block of blocks) {

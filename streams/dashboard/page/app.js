@@ -47,7 +47,7 @@ function draw() {
   panel("task", all.tasks, () => [el("option", { value: "", text: "All tasks" }), ...all.tasks.map((/** @type {string} */ t) => el("option", { value: t, text: t, selected: t === page.task }))]);
   panel("problems", all.problems, () => all.problems.map(problem));
   panel("overview", [s.flow.edges, s.outcomes, s.passing, s.cost, s.review, s.dead], () => tiles(s));
-  panel("stuck", stuckList(all).map((e) => e.textContent), () => stuckList(all));
+  panel("stuck", stuckList(all).map((/** @type {any} */ e) => e.textContent), () => stuckList(all));
   panel("flow-drawing", all.flow, drawNow);
   panel("flow-table", all.flow, () => flowTable(all, operate));
   panel("passing", s.passing, () => passing(s.passing));
