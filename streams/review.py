@@ -34,6 +34,7 @@ from streams.clients import make_producer
 from streams.flow import now_ms
 from streams.gold import open_gold, story
 from streams.lookup import make_reader, read_ranges, read_records
+from streams.tracing import trace_hops
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,13 @@ def decide(settings: Settings, case_id: str, decision: Decision) -> Decided:
             # 4.
             producer = make_producer(settings, "review")
             try:
-                sent = producer.send(topic, key=case_id.encode(), value=value, partition=place.partition)
+                hops = trace_hops(settings, "review")
+                relay = hops.bring_back(decided, topic) if hops is not None else None
+                headers = relay.headers if relay is not None else None
+                where = {"partition": place.partition, "headers": headers}
+                sent = producer.send(topic, key=case_id.encode(), value=value, **where)
+                if relay is not None:
+                    relay.sent(sent)
                 offset = sent.get(timeout=30).offset
             finally:
                 producer.close(timeout=5)

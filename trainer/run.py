@@ -45,6 +45,7 @@ from trainer.registry import (
 from trainer.report import Gated, read_losses, render_page
 from trainer.sleep import servers_asleep
 from trainer.status import StatusFile
+from trainer.traced import traced_run
 from trainer.trigger import arrivals
 from trainer.webhook import Webhook, make_event
 
@@ -104,14 +105,19 @@ class Runner:
         pinned = killed or self._pin(trainer)  # 1
         folder = self.runs / pinned.version
         try:
-            manifest = self._train(pinned, folder, trainer)  # 2, 3
-            publish(settings.adapters, folder / OUT, manifest, still_owner=fence.check)  # 4
-            log.info("%s %s: published", task, pinned.version)
-            crash_point("trainer.after_publish")
-            shutil.rmtree(folder, ignore_errors=True)
-            report = self.gate(manifest, fence)  # 5
-            self._promote(report, pinned.parent, fence)  # 6
-            return report
+            with traced_run(pinned, killed is not None) as traced:
+                with traced.step("train"):
+                    manifest = self._train(pinned, folder, trainer)  # 2, 3
+                traced.trained(manifest)
+                publish(settings.adapters, folder / OUT, manifest, still_owner=fence.check)  # 4
+                log.info("%s %s: published", task, pinned.version)
+                crash_point("trainer.after_publish")
+                shutil.rmtree(folder, ignore_errors=True)
+                with traced.step("gate"):
+                    report = self.gate(manifest, fence)  # 5
+                traced.gated(report)
+                self._promote(report, pinned.parent, fence)  # 6
+                return report
         except Exception as error:
             if would_fail_again(error):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -83,9 +83,11 @@ def dlq_redrive(
     from collections import Counter
 
     from schemas.tables import print_table
+    from schemas.tracing import tracing
     from streams.dlq import Redriven, redrive
 
-    done = list(redrive(settings, reason, stage, task, case_id, dry_run))
+    with tracing(settings, "redrive"):
+        done = list(redrive(settings, reason, stage, task, case_id, dry_run))
     if as_json:
         print_table(Redriven._fields, done, as_json=True)
     else:

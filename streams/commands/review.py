@@ -45,6 +45,7 @@ def review_ask(settings: Settings, task: str | None, why: Any, by: str | None, l
     """Show the cases one at a time and take a key for each; $EDITOR edits."""
     from rich.console import Console
 
+    from schemas.tracing import tracing
     from streams.review import list_queue
     from streams.reviewing import Session
 
@@ -66,7 +67,8 @@ def review_ask(settings: Settings, task: str | None, why: Any, by: str | None, l
         lambda text: click.edit(text, extension=".txt"),
         lambda question: click.prompt(question, default="", show_default=False),
     )
-    done = session.run(items)
+    with tracing(settings, "review"):
+        done = session.run(items)
     click.echo("  ".join(f"{what} {number}" for what, number in sorted(done.items())) or "nothing decided")
 
 
@@ -209,9 +211,11 @@ def _known_task(settings: Settings, task: str | None) -> None:
 def _decide(settings: Settings, case_id: str, decision: Decision, as_json: bool) -> None:
     """Makes a decision and prints what became of it; exit code 1 where somebody else's stands."""
     from schemas.tables import printable
+    from schemas.tracing import tracing
     from streams.review import decide
 
-    decided = decide(settings, case_id, decision)
+    with tracing(settings, "review"):
+        decided = decide(settings, case_id, decision)
     if as_json:
         print_json(decided)
     elif decided.stands:

@@ -17,7 +17,6 @@ from opentelemetry.util.types import AttributeValue
 
 from schemas.case import Case, Verdict
 from schemas.settings import Settings
-from schemas.topics import OUTCOMES
 from schemas.tracing.context import Parent, parent_in, read_traceparent
 from schemas.tracing.context import case_trace as trace_of_case
 from schemas.tracing.sdk import Tracer, headers_of, parent_of
@@ -40,7 +39,7 @@ class Hops:
         current.attach(set_span_in_context(span))  # to the end of the task, which works on this case alone
 
     def decided(self, before: Case | None, topic: str, case: Case) -> Case:
-        """Notes what the stage made of a case; returns it as it is sent: one that ended keeps its context."""
+        """Notes what the stage made of a case; returns it as it is sent: one that rests now keeps its context."""
         span = get_current_span()
         if span.is_recording():
             span.set_attributes(_made(topic, case))
@@ -48,8 +47,10 @@ class Hops:
             if attempt is not None and attempt.verdict is not None and not _has_verdict(before, attempt.round):
                 span.add_event("gen_ai.evaluation.result", self._verdict(attempt.verdict, attempt.round))
             _mark(span, case)
-        is_kept = topic == OUTCOMES and case.outcome is not None and case.outcome.kind != "dropped"
-        return _keeping(case, span) if is_kept else case  # what is dropped, as a forgotten case is, never comes back
+        if case.outcome is None and not case.retry_stage:
+            return case
+        is_gone = case.outcome is not None and case.outcome.kind == "dropped"  # as a forgotten case is
+        return case if is_gone else _keeping(case, span)
 
     @contextlib.contextmanager
     def sending(self, topic: str, key: bytes) -> Iterator[list[tuple[str, bytes]]]:
@@ -79,17 +80,18 @@ class Hops:
         span = self._taken(case, (tp.topic, tp.partition, record.offset), parent_in(record.headers), start_ns=since_ns)
         return self._relay(case, topic, span)
 
-    def bring_back(self, case: Case, topic: str, before: str) -> Relay:
-        """Starts the spans of a case that a person sends on; they hang under the span that ended it, and link to it.
+    def bring_back(self, case: Case, topic: str) -> Relay:
+        """Starts the spans of a case that a person brings back from the gold set.
 
-        `before` is the traceparent the case was kept with. The trace is the case's own in any case.
+        They hang under the span that the case was kept with, and link to it: it ended there, and what comes now is
+        no part of that work. The trace is the case's own in any case.
         """
-        ended = read_traceparent(before)
-        trace = trace_of_case(case.case_id, case.trace_id)
-        span = self._tracer.start(
-            self._process, SpanKind.INTERNAL, ended, trace_id=trace, links=[ended] if ended is not None else []
-        )
-        span.set_attributes(self._about(case))
+        ended, trace = read_traceparent(case.traceparent), trace_of_case(case.case_id, case.trace_id)
+        links = [ended] if ended is not None else []
+        span = self._tracer.start(self._process, SpanKind.INTERNAL, ended, trace_id=trace, links=links)
+        if span.is_recording():
+            span.set_attributes(self._about(case))
+        _mark(span, case)
         return self._relay(case, topic, span)
 
     def _taken(

@@ -22,9 +22,10 @@ def trainer(settings: Settings, context: click.Context) -> None:
     if context.invoked_subcommand is None:
         from schemas.metrics_server import serving_metrics
         from schemas.process import announce_ready
+        from schemas.tracing import tracing
         from trainer.service import run_trainer
 
-        with serving("trainer") as stop, serving_metrics(settings, "trainer"):
+        with serving("trainer") as stop, serving_metrics(settings, "trainer"), tracing(settings, "trainer"):
             announce_ready(settings)
             run_trainer(settings, stop=stop)
 
@@ -36,11 +37,12 @@ def trainer(settings: Settings, context: click.Context) -> None:
 def trainer_once(settings: Settings, task: str | None, as_json: bool) -> None:
     """Train one adapter now, gate it and register it; go on with a run that was interrupted."""
 
+    from schemas.tracing import tracing
     from trainer.catalog import describe, tell_once
     from trainer.service import run_trainer
 
     task = one_task(settings, task)
-    with serving("trainer") as stop:
+    with serving("trainer") as stop, tracing(settings, "trainer"):
         report = run_trainer(settings, once=task, stop=stop)
     if report is None:
         click.echo("stopped; nothing was published. The next start goes on with this run.", err=True)
