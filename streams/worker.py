@@ -93,8 +93,8 @@ async def run_worker(
     remembered = Remembered(settings).start()
     for follower in followers:
         follower.start()
-    for follower in (*followers, remembered):
-        await asyncio.to_thread(follower.wait_ready)
+    for wait_ready in (*(follower.wait_ready for follower in followers), remembered.wait_ready):
+        await asyncio.to_thread(wait_ready)
     is_shared = "strategist" in roles and any(task.strategies.library for task in settings.tasks.values())
     library = SharedLibrary(settings) if is_shared else None
     if library is not None:
