@@ -36,11 +36,15 @@ export async function get(/** @type {string} */ path) {
 
 /** Writes JSON and returns the answer; a 401 is answered once by `askToken`, which resolves to whether there is one now. */
 export async function post(
-  /** @type {string} */ path, /** @type {object} */ body, /** @type {(why: string) => Promise<boolean>} */ askToken,
+  /** @type {string} */ path,
+  /** @type {object} */ body,
+  /** @type {(why: string) => Promise<boolean>} */ askToken,
 ) {
   for (;;) {
     const response = await call(path, {
-      method: "POST", headers: { ...headers(), "Content-Type": "application/json" }, body: JSON.stringify(body),
+      method: "POST",
+      headers: { ...headers(), "Content-Type": "application/json" },
+      body: JSON.stringify(body),
     });
     if (response.status !== 401) return answer(response);
     const refused = await refusal(response);
@@ -81,9 +85,12 @@ export async function follow(told) {
 }
 
 async function* events(
-  /** @type {ReadableStream<Uint8Array>} */ body, /** @type {() => void} */ alive, /** @type {() => void} */ heard,
+  /** @type {ReadableStream<Uint8Array>} */ body,
+  /** @type {() => void} */ alive,
+  /** @type {() => void} */ heard,
 ) {
-  const reader = body.getReader(), decoder = new TextDecoder();
+  const reader = body.getReader(),
+    decoder = new TextDecoder();
   let buffer = "";
   for (;;) {
     const { done, value } = await reader.read();
@@ -96,7 +103,9 @@ async function* events(
     for (const block of blocks) {
       const fields = block.split("\n").filter((line) => !line.startsWith(":"));
       const of = (/** @type {string} */ name) =>
-        fields.filter((line) => line.startsWith(name + ":")).map((line) => line.slice(name.length + 1).replace(/^ /, ""));
+        fields
+          .filter((line) => line.startsWith(name + ":"))
+          .map((line) => line.slice(name.length + 1).replace(/^ /, ""));
       const data = of("data").join("\n");
       if (data) yield { name: of("event")[0] ?? "message", data };
     }

@@ -1,7 +1,7 @@
 // The page: follows the server's states and draws again what changed.
 
 import { adoptToken, follow, get } from "./api.js";
-import { adapters, trainers } from "./training.js";
+import { adapters } from "./adapters.js";
 import { budget, perRow, roles } from "./cost.js";
 import { byId, el, replace } from "./dom.js";
 import { casesOfTask, refreshCases, startCases } from "./cases.js";
@@ -13,10 +13,18 @@ import { funnel, outcomes, passing, rules } from "./quality.js";
 import { queue } from "./review.js";
 import { startTheme } from "./theme.js";
 import { tiles } from "./overview.js";
+import { trainers } from "./training.js";
 
 const REVIEW_ITEMS = 10;
 const drawn = new Map(); // by panel: the JSON it was drawn from
-const page = { state: /** @type {any} */ (null), task: "", reviews: /** @type {any} */ (null), heardMs: 0, lost: "", lostMs: 0 };
+const page = {
+  state: /** @type {any} */ (null),
+  task: "",
+  reviews: /** @type {any} */ (null),
+  heardMs: 0,
+  lost: "",
+  lostMs: 0,
+};
 
 adoptToken();
 startTheme();
@@ -40,14 +48,22 @@ function arrived(/** @type {any} */ state) {
 }
 
 function draw() {
-  const all = page.state, s = ofTask(all, page.task);
+  const all = page.state,
+    s = ofTask(all, page.task);
   byId("prefix").textContent = all.prefix;
   const choice = byId("task-choice");
   choice.hidden = all.tasks.length < 2;
-  panel("task", all.tasks, () => [el("option", { value: "", text: "All tasks" }), ...all.tasks.map((/** @type {string} */ t) => el("option", { value: t, text: t, selected: t === page.task }))]);
+  panel("task", all.tasks, () => [
+    el("option", { value: "", text: "All tasks" }),
+    ...all.tasks.map((/** @type {string} */ t) => el("option", { value: t, text: t, selected: t === page.task })),
+  ]);
   panel("problems", all.problems, () => all.problems.map(problem));
   panel("overview", [s.flow.edges, s.outcomes, s.passing, s.cost, s.review, s.dead], () => tiles(s));
-  panel("stuck", stuckList(all).map((/** @type {any} */ e) => e.textContent), () => stuckList(all));
+  panel(
+    "stuck",
+    stuckList(all).map((/** @type {any} */ e) => e.textContent),
+    () => stuckList(all),
+  );
   panel("flow-drawing", all.flow, drawNow);
   panel("flow-table", all.flow, () => flowTable(all, operate));
   panel("passing", s.passing, () => passing(s.passing));
@@ -62,8 +78,13 @@ function draw() {
   panel("dead-panel", s.dead, () => dead(s.dead));
   drawReviews();
   tally("review-count", all.review.waiting_unresolved + all.review.waiting_accepted);
-  tally("dead-count", all.dead.reduce((/** @type {number} */ n, /** @type {any} */ g) => n + g.letters, 0), "bad");
-  byId("foot").textContent = `Topics ${all.prefix}*, tasks ${all.tasks.join(", ") || "none"}. Read every ${duration(all.refresh_s)} while a page is open.`;
+  tally(
+    "dead-count",
+    all.dead.reduce((/** @type {number} */ n, /** @type {any} */ g) => n + g.letters, 0),
+    "bad",
+  );
+  byId("foot").textContent =
+    `Topics ${all.prefix}*, tasks ${all.tasks.join(", ") || "none"}. Read every ${duration(all.refresh_s)} while a page is open.`;
 }
 
 /** Draws a panel where what it shows has changed, and gives the keyboard back its place. */
@@ -71,11 +92,17 @@ function panel(/** @type {string} */ id, /** @type {any} */ shows, /** @type {()
   const key = JSON.stringify(shows);
   if (shows !== null && drawn.get(id) === key) return;
   drawn.set(id, key);
-  const here = byId(id), active = /** @type {HTMLElement | null} */ (document.activeElement);
-  const focus = active && here.contains(active) ? active.dataset.focus ?? active.closest("[data-focus]")?.getAttribute("data-focus") : null;
+  const here = byId(id),
+    active = /** @type {HTMLElement | null} */ (document.activeElement);
+  const focus =
+    active && here.contains(active)
+      ? (active.dataset.focus ?? active.closest("[data-focus]")?.getAttribute("data-focus"))
+      : null;
   const open = [...here.querySelectorAll("details")].map((d) => d.open);
   replace(here, render() ?? []);
-  here.querySelectorAll("details").forEach((/** @type {any} */ d, /** @type {number} */ i) => { d.open = open[i] ?? false; });
+  here.querySelectorAll("details").forEach((/** @type {any} */ d, /** @type {number} */ i) => {
+    d.open = open[i] ?? false;
+  });
   if (focus) here.querySelector(`[data-focus="${CSS.escape(focus)}"]`)?.focus();
 }
 
@@ -85,7 +112,8 @@ function drawNow() {
 }
 
 function drawReviews() {
-  if (page.reviews) panel("review-panel", [page.state.review, page.reviews], () => queue(page.state.review, page.reviews));
+  if (page.reviews)
+    panel("review-panel", [page.state.review, page.reviews], () => queue(page.state.review, page.reviews));
 }
 
 async function loadReviews() {
@@ -93,7 +121,10 @@ async function loadReviews() {
     page.reviews = await get(`/api/review?${new URLSearchParams({ task: page.task, limit: String(REVIEW_ITEMS) })}`);
     drawReviews();
   } catch (error) {
-    replace(byId("review-panel"), el("p", { class: "error-text", text: error instanceof Error ? error.message : String(error) }));
+    replace(
+      byId("review-panel"),
+      el("p", { class: "error-text", text: error instanceof Error ? error.message : String(error) }),
+    );
     drawn.delete("review-panel");
   }
 }
@@ -121,13 +152,34 @@ function ofTask(/** @type {any} */ state, /** @type {string} */ task) {
   if (!task) return state;
   const only = (/** @type {any[]} */ items) => items.filter((item) => item.task === task);
   const { cost } = state;
-  return { ...state, ...Object.fromEntries(["funnels", "passing", "outcomes", "violations", "trainers", "adapters", "dead"].map((k) => [k, only(state[k])])),
-    cost: { ...cost, tasks: only(cost.tasks), roles: only(cost.roles), budgets: only(cost.budgets), held: only(cost.held) } };
+  return {
+    ...state,
+    ...Object.fromEntries(
+      ["funnels", "passing", "outcomes", "violations", "trainers", "adapters", "dead"].map((k) => [k, only(state[k])]),
+    ),
+    cost: {
+      ...cost,
+      tasks: only(cost.tasks),
+      roles: only(cost.roles),
+      budgets: only(cost.budgets),
+      held: only(cost.held),
+    },
+  };
 }
 
 async function operate(/** @type {string} */ stage, /** @type {string} */ action) {
-  const said = action === "pause" ? `Cases wait before ${stage} until it is resumed. Nothing is lost; lag grows.` : `${stage} goes on with what waits.`;
-  if (!(await confirm({ title: `${action === "pause" ? "Pause" : "Resume"} ${stage}?`, body: [el("p", { text: said })], action: action === "pause" ? "Pause" : "Resume" }))) return;
+  const said =
+    action === "pause"
+      ? `Cases wait before ${stage} until it is resumed. Nothing is lost; lag grows.`
+      : `${stage} goes on with what waits.`;
+  if (
+    !(await confirm({
+      title: `${action === "pause" ? "Pause" : "Resume"} ${stage}?`,
+      body: [el("p", { text: said })],
+      action: action === "pause" ? "Pause" : "Resume",
+    }))
+  )
+    return;
   try {
     say((await write(`/api/stages/${stage}/${action}`, {})).detail);
   } catch (error) {
@@ -137,7 +189,13 @@ async function operate(/** @type {string} */ stage, /** @type {string} */ action
 
 function problem(/** @type {any} */ p) {
   const s = (Date.now() - p.since_ms) / 1000;
-  return el("div", { class: p.part === "kafka" ? "problem" : "problem warn" }, el("strong", { text: `Not known: ${p.part}` }), el("span", { text: p.why }), s > 5 ? el("span", { text: `for ${duration(s)}` }) : null);
+  return el(
+    "div",
+    { class: p.part === "kafka" ? "problem" : "problem warn" },
+    el("strong", { text: `Not known: ${p.part}` }),
+    el("span", { text: p.why }),
+    s > 5 ? el("span", { text: `for ${duration(s)}` }) : null,
+  );
 }
 
 function heard() {
@@ -158,10 +216,17 @@ function sayHowFresh() {
   const quiet = (Date.now() - page.heardMs) / 1000;
   const limit = Math.max(6, 3 * (page.state?.refresh_s ?? 2));
   let [text, tone] = ["Live", "ok"];
-  if (page.lost) [text, tone] = [page.heardMs ? `Server gone, figures are ${roughly((Date.now() - page.lostMs) / 1000)} old` : "Server does not answer", "bad"];
+  if (page.lost)
+    [text, tone] = [
+      page.heardMs
+        ? `Server gone, figures are ${roughly((Date.now() - page.lostMs) / 1000)} old`
+        : "Server does not answer",
+      "bad",
+    ];
   else if (!page.heardMs) [text, tone] = ["Connecting", "quiet"];
   else if (quiet > limit) [text, tone] = [`Stale, nothing heard for ${roughly(quiet)}`, "warn"];
-  else if (page.state?.problems.some((/** @type {any} */ p) => p.part === "kafka")) [text, tone] = ["Live, but Kafka does not answer", "warn"];
+  else if (page.state?.problems.some((/** @type {any} */ p) => p.part === "kafka"))
+    [text, tone] = ["Live, but Kafka does not answer", "warn"];
   const live = byId("live");
   if (live.textContent !== text) live.textContent = text;
   live.dataset.tone = tone;
@@ -182,12 +247,18 @@ function tally(/** @type {string} */ id, /** @type {number} */ n, tone = "") {
 
 /** Marks the section in view in the navigation. */
 function startSections() {
-  const links = new Map([...document.querySelectorAll(".tabs a")].map((a) => [/** @type {HTMLAnchorElement} */ (a).hash.slice(1), a]));
+  const links = new Map(
+    [...document.querySelectorAll(".tabs a")].map((a) => [/** @type {HTMLAnchorElement} */ (a).hash.slice(1), a]),
+  );
   const seen = new Set();
-  const observer = new IntersectionObserver((entries) => {
-    for (const entry of entries) entry.isIntersecting ? seen.add(entry.target.id) : seen.delete(entry.target.id);
-    const first = [...links.keys()].find((id) => seen.has(id));
-    for (const [id, link] of links) id === first ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
-  }, { rootMargin: "-110px 0px -45% 0px" });
+  const observer = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) entry.isIntersecting ? seen.add(entry.target.id) : seen.delete(entry.target.id);
+      const first = [...links.keys()].find((id) => seen.has(id));
+      for (const [id, link] of links)
+        id === first ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
+    },
+    { rootMargin: "-110px 0px -45% 0px" },
+  );
   for (const id of links.keys()) observer.observe(byId(id));
 }

@@ -15,13 +15,33 @@ let asked = 0;
 
 /** Draws the filters and the first page. `task` is the one chosen for the whole page, "" for all. */
 export function startCases() {
-  const choose = el("select", { id: "case-outcome", "aria-label": "Outcome", onchange: (/** @type {any} */ e) => { filter.outcome = e.target.value; load(); } },
-    OUTCOMES.map((o) => el("option", { value: o, text: o || "all outcomes" })));
+  const choose = el(
+    "select",
+    {
+      id: "case-outcome",
+      "aria-label": "Outcome",
+      onchange: (/** @type {any} */ e) => {
+        filter.outcome = e.target.value;
+        load();
+      },
+    },
+    OUTCOMES.map((o) => el("option", { value: o, text: o || "all outcomes" })),
+  );
   let typing = 0;
-  const search = el("input", { class: "grow", type: "search", id: "case-text", "aria-label": "Search prompts, answers, rules and ids", placeholder: "Search prompts, answers, rules, ids", oninput: (/** @type {any} */ e) => {
-    clearTimeout(typing);
-    typing = window.setTimeout(() => { filter.text = e.target.value.trim(); load(); }, 300);
-  } });
+  const search = el("input", {
+    class: "grow",
+    type: "search",
+    id: "case-text",
+    "aria-label": "Search prompts, answers, rules and ids",
+    placeholder: "Search prompts, answers, rules, ids",
+    oninput: (/** @type {any} */ e) => {
+      clearTimeout(typing);
+      typing = window.setTimeout(() => {
+        filter.text = e.target.value.trim();
+        load();
+      }, 300);
+    },
+  });
   const open = el("form", { class: "tools", onsubmit: (/** @type {Event} */ e) => e.preventDefault() }, choose, search);
   replace(byId("cases-panel"), open, el("div", { id: "case-list" }));
   return load();
@@ -63,19 +83,71 @@ function draw() {
   if (list.error) return replace(here, el("p", { class: "error-text", role: "alert", text: list.error }));
   if (!list.lines.length) {
     const narrowed = filter.outcome || filter.text || filter.task;
-    return replace(here, narrowed ? empty("No case matches.", "Take the filter off, or look for another word.") : empty("No case has ended yet.", "The first appears when the sink writes its first file."));
+    return replace(
+      here,
+      narrowed
+        ? empty("No case matches.", "Take the filter off, or look for another word.")
+        : empty("No case has ended yet.", "The first appears when the sink writes its first file."),
+    );
   }
   const rows = list.lines.map((c) => [
-    el("span", { class: "case-line" }, el("button", { class: "link", "data-focus": `case-${c.case_id}`, text: clip(c.prompt, 110) || c.case_id, onclick: () => openStory(c.case_id) }),
-      el("span", { class: "hint mono", text: c.case_id })),
-    el("span", {}, outcomeBadge({ kind: c.outcome, reason: c.outcome === "gold" ? "" : c.reason }), c.review ? [" ", badge(`expert: ${c.review}`, "info")] : null),
-    attempts(c), version(c.adapter === "base" ? "" : c.adapter), c.score === null ? "–" : `${+c.score.toFixed(2)} / ${+c.max_score.toFixed(2)}`, money(c.usd), duration(c.duration_s), time(ago(c.ended_ms), c.ended_ms)]);
-  const shown = cards("Recent cases, the latest first", [{ label: "Prompt", wide: true }, { label: "Outcome" }, { label: "Attempts" }, { label: "Adapter" }, { label: "Score", numeric: true }, { label: "Cost", numeric: true }, { label: "Took", numeric: true }, { label: "Ended" }], rows);
-  replace(here, shown, list.next ? el("div", { class: "buttons" }, el("button", { "data-focus": "more-cases", text: "Older cases", onclick: () => load(true) })) : null);
+    el(
+      "span",
+      { class: "case-line" },
+      el("button", {
+        class: "link",
+        "data-focus": `case-${c.case_id}`,
+        text: clip(c.prompt, 110) || c.case_id,
+        onclick: () => openStory(c.case_id),
+      }),
+      el("span", { class: "hint mono", text: c.case_id }),
+    ),
+    el(
+      "span",
+      {},
+      outcomeBadge({ kind: c.outcome, reason: c.outcome === "gold" ? "" : c.reason }),
+      c.review ? [" ", badge(`expert: ${c.review}`, "info")] : null,
+    ),
+    attempts(c),
+    version(c.adapter === "base" ? "" : c.adapter),
+    c.score === null ? "–" : `${+c.score.toFixed(2)} / ${+c.max_score.toFixed(2)}`,
+    money(c.usd),
+    duration(c.duration_s),
+    time(ago(c.ended_ms), c.ended_ms),
+  ]);
+  const shown = cards(
+    "Recent cases, the latest first",
+    [
+      { label: "Prompt", wide: true },
+      { label: "Outcome" },
+      { label: "Attempts" },
+      { label: "Adapter" },
+      { label: "Score", numeric: true },
+      { label: "Cost", numeric: true },
+      { label: "Took", numeric: true },
+      { label: "Ended" },
+    ],
+    rows,
+  );
+  replace(
+    here,
+    shown,
+    list.next
+      ? el(
+          "div",
+          { class: "buttons" },
+          el("button", { "data-focus": "more-cases", text: "Older cases", onclick: () => load(true) }),
+        )
+      : null,
+  );
   if (focused) here.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
 }
 
 function attempts(/** @type {any} */ c) {
   if (c.first_attempt_passed === null) return words("not judged");
-  return c.first_attempt_passed ? "passed at once" : c.rounds ? `${c.rounds} refinement${c.rounds === 1 ? "" : "s"}` : "failed";
+  return c.first_attempt_passed
+    ? "passed at once"
+    : c.rounds
+      ? `${c.rounds} refinement${c.rounds === 1 ? "" : "s"}`
+      : "failed";
 }

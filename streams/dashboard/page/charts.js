@@ -10,7 +10,10 @@ import { clock } from "./format.js";
  * @typedef {{x: number, kind: string, label: string, title: string}} Mark
  */
 
-const H = 232, TOP = 34, BOTTOM = 26, LEFT = 46;
+const H = 232,
+  TOP = 34,
+  BOTTOM = 26,
+  LEFT = 46;
 
 /**
  * Returns a chart that draws itself for the width it gets.
@@ -18,7 +21,9 @@ const H = 232, TOP = 34, BOTTOM = 26, LEFT = 46;
  */
 export function timeChart(chart) {
   const holder = el("div", { class: "chart" });
-  const rows = chart.lines.flatMap((line) => line.points.map((p) => [line.name, clock(p.x, true), chart.format(p.y), p.note]));
+  const rows = chart.lines.flatMap((line) =>
+    line.points.map((p) => [line.name, clock(p.x, true), chart.format(p.y), p.note]),
+  );
   const marks = (chart.marks ?? []).map((m) => el("li", {}, clock(m.x, true) + ": " + m.title));
   let width = 0;
   const observer = new ResizeObserver(() => {
@@ -29,16 +34,32 @@ export function timeChart(chart) {
     }
   });
   observer.observe(holder);
-  return [holder, el("details", {}, el("summary", { text: "As a table" }),
-    el("div", { class: "scroll short", role: "region", "aria-label": `${chart.caption}, as a table`, tabindex: "0" },
-      marks.length ? el("ul", { class: "marks" }, marks) : null,
-      table(chart.caption, [{ label: "Line" }, { label: "Time" }, { label: "Value", numeric: true }, { label: "Of", numeric: true }], rows)))];
+  return [
+    holder,
+    el(
+      "details",
+      {},
+      el("summary", { text: "As a table" }),
+      el(
+        "div",
+        { class: "scroll short", role: "region", "aria-label": `${chart.caption}, as a table`, tabindex: "0" },
+        marks.length ? el("ul", { class: "marks" }, marks) : null,
+        table(
+          chart.caption,
+          [{ label: "Line" }, { label: "Time" }, { label: "Value", numeric: true }, { label: "Of", numeric: true }],
+          rows,
+        ),
+      ),
+    ),
+  ];
 }
 
 function draw(/** @type {any} */ chart, /** @type {number} */ width) {
   const names = width < 480 ? 10 : 58; // room for the lines' names at the right
-  const right = width - names, bottom = H - BOTTOM;
-  const highest = chart.top ?? roundUp(Math.max(1e-12, ...chart.lines.flatMap((/** @type {Line} */ l) => l.points.map((p) => p.y))));
+  const right = width - names,
+    bottom = H - BOTTOM;
+  const highest =
+    chart.top ?? roundUp(Math.max(1e-12, ...chart.lines.flatMap((/** @type {Line} */ l) => l.points.map((p) => p.y))));
   const span = Math.max(1, chart.to - chart.from);
   const x = (/** @type {number} */ ms) => LEFT + ((ms - chart.from) / span) * (right - LEFT);
   const y = (/** @type {number} */ v) => bottom - (Math.min(v, highest) / highest) * (bottom - TOP);
@@ -52,17 +73,44 @@ function draw(/** @type {any} */ chart, /** @type {number} */ width) {
   const dated = span > 86_400_000;
   for (let i = 0; i < ticks; i += 1) {
     const ms = chart.from + (span * i) / (ticks - 1);
-    root.append(svg("text", { x: x(ms), y: H - 8, class: "tick", "text-anchor": i === 0 ? "start" : i === ticks - 1 ? "end" : "middle", text: clock(ms, dated) }));
+    root.append(
+      svg("text", {
+        x: x(ms),
+        y: H - 8,
+        class: "tick",
+        "text-anchor": i === 0 ? "start" : i === ticks - 1 ? "end" : "middle",
+        text: clock(ms, dated),
+      }),
+    );
   }
   root.append(...drawMarks(chart.marks ?? [], x, bottom, right));
   for (const line of chart.lines) {
     if (!line.points.length) continue;
-    const d = line.points.map((/** @type {Point} */ p, /** @type {number} */ i) => `${i ? "L" : "M"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`).join("");
+    const d = line.points
+      .map(
+        (/** @type {Point} */ p, /** @type {number} */ i) =>
+          `${i ? "L" : "M"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`,
+      )
+      .join("");
     root.append(svg("path", { d, class: `series ${line.color}` }));
     const few = line.points.length < 40;
-    if (few) root.append(svg("g", {}, line.points.map((/** @type {Point} */ p) => svg("circle", { cx: x(p.x), cy: y(p.y), r: line.points.length === 1 ? 4 : 2.5, class: `dot ${line.color}` }))));
+    if (few)
+      root.append(
+        svg(
+          "g",
+          {},
+          line.points.map((/** @type {Point} */ p) =>
+            svg("circle", {
+              cx: x(p.x),
+              cy: y(p.y),
+              r: line.points.length === 1 ? 4 : 2.5,
+              class: `dot ${line.color}`,
+            }),
+          ),
+        ),
+      );
   }
-  root.append(...names > 10 ? lineNames(chart.lines, x, y, right, bottom) : []);
+  root.append(...(names > 10 ? lineNames(chart.lines, x, y, right, bottom) : []));
   root.append(pointer(chart, root, x, y, right, bottom));
   return root;
 }
@@ -74,37 +122,71 @@ function roundUp(/** @type {number} */ highest) {
 }
 
 /** Promotions and rollbacks: a line each, and its label where the one before leaves room. */
-function drawMarks(/** @type {Mark[]} */ marks, /** @type {(ms: number) => number} */ x, /** @type {number} */ bottom, /** @type {number} */ right) {
+function drawMarks(
+  /** @type {Mark[]} */ marks,
+  /** @type {(ms: number) => number} */ x,
+  /** @type {number} */ bottom,
+  /** @type {number} */ right,
+) {
   const ends = [-Infinity, -Infinity]; // of the last label in each of two rows
   return marks.map((mark) => {
-    const at = x(mark.x), width = mark.label.length * 6.6 + 12;
+    const at = x(mark.x),
+      width = mark.label.length * 6.6 + 12;
     const row = at > ends[0] ? 0 : at > ends[1] ? 1 : -1;
     const left = Math.min(at, right - width + 50);
     if (row >= 0) ends[row] = left + width;
-    const g = svg("g", { class: `event ${mark.kind}` }, svg("title", { text: mark.title }),
+    const g = svg(
+      "g",
+      { class: `event ${mark.kind}` },
+      svg("title", { text: mark.title }),
       svg("line", { x1: at, x2: at, y1: TOP - 6, y2: bottom }),
-      svg("path", { d: mark.kind === "promotion" ? `M${at - 4} ${TOP - 3}h8l-4 -7z` : `M${at - 4} ${TOP - 10}h8l-4 7z` }));
+      svg("path", {
+        d: mark.kind === "promotion" ? `M${at - 4} ${TOP - 3}h8l-4 -7z` : `M${at - 4} ${TOP - 10}h8l-4 7z`,
+      }),
+    );
     if (row >= 0) g.append(svg("text", { x: left + 7, y: 12 + row * 12, text: mark.label }));
     return g;
   });
 }
 
-function lineNames(/** @type {Line[]} */ lines, /** @type {(ms: number) => number} */ x, /** @type {(v: number) => number} */ y, /** @type {number} */ right, /** @type {number} */ bottom) {
-  const ends = lines.filter((l) => l.points.length).map((line) => {
-    const last = line.points[line.points.length - 1];
-    return { line, x: x(last.x), y: y(last.y) };
-  }).sort((a, b) => a.y - b.y);
+function lineNames(
+  /** @type {Line[]} */ lines,
+  /** @type {(ms: number) => number} */ x,
+  /** @type {(v: number) => number} */ y,
+  /** @type {number} */ right,
+  /** @type {number} */ bottom,
+) {
+  const ends = lines
+    .filter((l) => l.points.length)
+    .map((line) => {
+      const last = line.points[line.points.length - 1];
+      return { line, x: x(last.x), y: y(last.y) };
+    })
+    .sort((a, b) => a.y - b.y);
   let free = TOP - 4;
   return ends.map((end) => {
     const at = Math.min(Math.max(end.y, free + 12), bottom);
     free = at;
-    return svg("g", {}, end.x < right - 4 ? svg("path", { d: `M${end.x} ${end.y}L${right} ${at}`, class: `leader ${end.line.color}` }) : null,
-      svg("text", { x: right + 5, y: at + 4, class: `line-name ${end.line.color}`, text: end.line.name }));
+    return svg(
+      "g",
+      {},
+      end.x < right - 4
+        ? svg("path", { d: `M${end.x} ${end.y}L${right} ${at}`, class: `leader ${end.line.color}` })
+        : null,
+      svg("text", { x: right + 5, y: at + 4, class: `line-name ${end.line.color}`, text: end.line.name }),
+    );
   });
 }
 
 /** Shows the nearest value of each line at the pointer. */
-function pointer(/** @type {any} */ chart, /** @type {any} */ root, /** @type {any} */ x, /** @type {any} */ y, /** @type {number} */ right, /** @type {number} */ bottom) {
+function pointer(
+  /** @type {any} */ chart,
+  /** @type {any} */ root,
+  /** @type {any} */ x,
+  /** @type {any} */ y,
+  /** @type {number} */ right,
+  /** @type {number} */ bottom,
+) {
   const g = svg("g", { class: "pointer" });
   const hide = () => g.replaceChildren();
   root.addEventListener("pointerleave", hide);
@@ -112,15 +194,27 @@ function pointer(/** @type {any} */ chart, /** @type {any} */ root, /** @type {a
     const at = event.clientX - root.getBoundingClientRect().left;
     const all = chart.lines.flatMap((/** @type {Line} */ line) => line.points.map((p) => ({ line, p })));
     if (at < LEFT || at > right || !all.length) return hide();
-    const nearest = all.reduce((/** @type {any} */ best, /** @type {any} */ c) => (Math.abs(x(c.p.x) - at) < Math.abs(x(best.p.x) - at) ? c : best));
+    const nearest = all.reduce((/** @type {any} */ best, /** @type {any} */ c) =>
+      Math.abs(x(c.p.x) - at) < Math.abs(x(best.p.x) - at) ? c : best,
+    );
     const here = all.filter((/** @type {any} */ c) => c.p.x === nearest.p.x);
-    const texts = [clock(nearest.p.x, true), ...here.map((/** @type {any} */ c) => `${c.line.name} ${chart.format(c.p.y)} of ${c.p.note}`)];
-    const w = Math.max(...texts.map((t) => t.length)) * 6.7 + 16, h = texts.length * 16 + 8;
-    const px = x(nearest.p.x), left = px + 10 + w > right ? px - 10 - w : px + 10, top = TOP + 6;
-    g.replaceChildren(svg("line", { x1: px, x2: px, y1: TOP, y2: bottom }),
-      ...here.map((/** @type {any} */ c) => svg("circle", { cx: px, cy: y(c.p.y), r: 4, class: `dot ${c.line.color}` })),
+    const texts = [
+      clock(nearest.p.x, true),
+      ...here.map((/** @type {any} */ c) => `${c.line.name} ${chart.format(c.p.y)} of ${c.p.note}`),
+    ];
+    const w = Math.max(...texts.map((t) => t.length)) * 6.7 + 16,
+      h = texts.length * 16 + 8;
+    const px = x(nearest.p.x),
+      left = px + 10 + w > right ? px - 10 - w : px + 10,
+      top = TOP + 6;
+    g.replaceChildren(
+      svg("line", { x1: px, x2: px, y1: TOP, y2: bottom }),
+      ...here.map((/** @type {any} */ c) =>
+        svg("circle", { cx: px, cy: y(c.p.y), r: 4, class: `dot ${c.line.color}` }),
+      ),
       svg("rect", { x: left, y: top, width: w, height: h, rx: 5 }),
-      ...texts.map((text, i) => svg("text", { x: left + 8, y: top + 17 + i * 16, class: i ? "" : "when", text })));
+      ...texts.map((text, i) => svg("text", { x: left + 8, y: top + 17 + i * 16, class: i ? "" : "when", text })),
+    );
   });
   return g;
 }

@@ -10,8 +10,19 @@ import { byId, el, replace } from "./dom.js";
  */
 export function confirm(question) {
   const fields = (question.fields ?? []).map((field) =>
-    el("label", { class: "field" }, el("span", { text: field.label }),
-      el("input", { name: field.name, required: field.required, value: field.value ?? "", maxlength: 500, autocomplete: "off" })));
+    el(
+      "label",
+      { class: "field" },
+      el("span", { text: field.label }),
+      el("input", {
+        name: field.name,
+        required: field.required,
+        value: field.value ?? "",
+        maxlength: 500,
+        autocomplete: "off",
+      }),
+    ),
+  );
   return ask(question.title, [...question.body, ...fields], question.action, question.danger);
 }
 
@@ -22,19 +33,31 @@ export function write(/** @type {string} */ path, /** @type {object} */ body) {
 
 /** Asks for the token; resolves to whether one was given. */
 export async function askToken(/** @type {string} */ why) {
-  const given = await ask("This needs the token", [
-    el("p", { text: why }),
-    el("label", { class: "field" }, el("span", { text: "Token" }),
-      el("input", { name: "token", type: "password", required: true, autocomplete: "off", spellcheck: "false" })),
-  ], "Use it");
+  const given = await ask(
+    "This needs the token",
+    [
+      el("p", { text: why }),
+      el(
+        "label",
+        { class: "field" },
+        el("span", { text: "Token" }),
+        el("input", { name: "token", type: "password", required: true, autocomplete: "off", spellcheck: "false" }),
+      ),
+    ],
+    "Use it",
+  );
   if (given) keepToken(given.token);
   return given !== null;
 }
 
 /** Says in the corner, and to screen readers, what became of something. */
 export function say(/** @type {string} */ text, tone = "ok") {
-  const note = el("div", { class: `toast ${tone}` }, el("span", { text }),
-    el("button", { class: "plain", "aria-label": "Dismiss", text: "Close", onclick: () => note.remove() }));
+  const note = el(
+    "div",
+    { class: `toast ${tone}` },
+    el("span", { text }),
+    el("button", { class: "plain", "aria-label": "Dismiss", text: "Close", onclick: () => note.remove() }),
+  );
   byId("toasts").append(note);
   if (tone === "ok") setTimeout(() => note.remove(), 8000);
 }
@@ -47,19 +70,30 @@ export function sayError(/** @type {unknown} */ error) {
 
 function ask(/** @type {string} */ title, /** @type {any[]} */ body, /** @type {string} */ action, danger = false) {
   const dialog = byId("question");
-  const form = el("form", { method: "dialog" },
-    el("h2", { id: "question-title", text: title }), body,
-    el("div", { class: "buttons" },
+  const form = el(
+    "form",
+    { method: "dialog" },
+    el("h2", { id: "question-title", text: title }),
+    body,
+    el(
+      "div",
+      { class: "buttons" },
       el("button", { value: "", formnovalidate: true, class: "plain", text: "Cancel" }),
-      el("button", { value: "yes", class: danger ? "danger" : "primary", text: action })));
+      el("button", { value: "yes", class: danger ? "danger" : "primary", text: action }),
+    ),
+  );
   form.querySelector(".buttons").prepend(form.querySelector("button.primary, button.danger"));
   replace(dialog, form);
   dialog.showModal();
   if (!form.querySelector("input")) form.querySelector("button.plain").focus(); // Enter pressed once too often does nothing
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => {
-      resolve(dialog.returnValue === "yes" ? Object.fromEntries(new FormData(form)) : null);
-      dialog.returnValue = "";
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        resolve(dialog.returnValue === "yes" ? Object.fromEntries(new FormData(form)) : null);
+        dialog.returnValue = "";
+      },
+      { once: true },
+    );
   });
 }

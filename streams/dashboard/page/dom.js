@@ -70,22 +70,41 @@ export function time(/** @type {string} */ text, /** @type {number} */ ms) {
  * @param {Child[][]} rows
  */
 export function table(caption, columns, rows) {
-  const cls = (/** @type {number} */ i) => [columns[i].numeric && "num", columns[i].wide && "wide"].filter(Boolean).join(" ");
+  const cls = (/** @type {number} */ i) =>
+    [columns[i].numeric && "num", columns[i].wide && "wide"].filter(Boolean).join(" ");
   const head = columns.map((column, i) => el("th", { scope: "col", class: cls(i), text: column.label }));
   const body = rows.map((row) =>
-    el("tr", {}, row.map((cell, i) => el("td", { class: cls(i), "data-label": columns[i].label }, cell))));
-  return el("table", {},
-    el("caption", { class: "unseen", text: caption }), el("thead", {}, el("tr", {}, head)), el("tbody", {}, body));
+    el(
+      "tr",
+      {},
+      row.map((cell, i) => el("td", { class: cls(i), "data-label": columns[i].label }, cell)),
+    ),
+  );
+  return el(
+    "table",
+    {},
+    el("caption", { class: "unseen", text: caption }),
+    el("thead", {}, el("tr", {}, head)),
+    el("tbody", {}, body),
+  );
 }
 
 /** Returns a table that becomes a list of cards on a phone. Arguments as of `table`. */
-export function cards(/** @type {string} */ caption, /** @type {{label: string, numeric?: boolean, wide?: boolean}[]} */ columns, /** @type {Child[][]} */ rows) {
+export function cards(
+  /** @type {string} */ caption,
+  /** @type {{label: string, numeric?: boolean, wide?: boolean}[]} */ columns,
+  /** @type {Child[][]} */ rows,
+) {
   const made = table(caption, columns, rows);
   made.classList.add("cards");
   return made;
 }
 
-function filled(/** @type {any} */ element, /** @type {Record<string, any>} */ attributes, /** @type {any[]} */ children) {
+function filled(
+  /** @type {any} */ element,
+  /** @type {Record<string, any>} */ attributes,
+  /** @type {any[]} */ children,
+) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === false || value === null || value === undefined) continue;
     if (name === "text") element.textContent = visible(String(value));
@@ -98,7 +117,9 @@ function filled(/** @type {any} */ element, /** @type {Record<string, any>} */ a
 }
 
 function nodes(/** @type {any[]} */ children) {
-  return children.flat(3).filter((c) => c !== null && c !== undefined && c !== false)
+  return children
+    .flat(3)
+    .filter((c) => c !== null && c !== undefined && c !== false)
     .map((c) => (c instanceof Node ? c : document.createTextNode(visible(String(c)))));
 }
 

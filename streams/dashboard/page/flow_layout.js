@@ -27,11 +27,14 @@ function wide(/** @type {string[]} */ sources, /** @type {number} */ width) {
   const row1 = 84 + Math.max(0, sources.length - 2) * 22;
   const row2 = row1 + 108;
   const row3 = row2 + 106;
-  const size = (/** @type {string} */ id) => (TOPICS.has(id) ? { w: id === "outcomes" ? 112 : 84, h: 28 } : { w: 96, h: 46 });
+  const size = (/** @type {string} */ id) =>
+    TOPICS.has(id) ? { w: id === "outcomes" ? 112 : 84, h: 28 } : { w: 96, h: 46 };
   // Arrows out of a topic carry lag, rate and age; those into one only a rate, and are shorter.
   const fixed = SOURCE_W + SPINE.reduce((sum, id) => sum + size(id).w, 0);
   const unit = (width - fixed - 2) / SPINE.reduce((sum, id) => sum + weight(id), 0);
-  sources.forEach((id, i) => boxes.set(id, { x: SOURCE_W / 2 + 1, y: row1 + (i - (sources.length - 1) / 2) * 44, w: SOURCE_W, h: 30 }));
+  sources.forEach((id, i) =>
+    boxes.set(id, { x: SOURCE_W / 2 + 1, y: row1 + (i - (sources.length - 1) / 2) * 44, w: SOURCE_W, h: 30 }),
+  );
   let edge = SOURCE_W + 1;
   for (const id of SPINE) {
     const { w, h } = size(id);
@@ -52,23 +55,54 @@ function wide(/** @type {string[]} */ sources, /** @type {number} */ width) {
   return { width, height: row3 + 34, boxes, routes: wideRoutes(sources, boxes, row1) };
 }
 
-function wideRoutes(/** @type {string[]} */ sources, /** @type {Map<string, Box>} */ boxes, /** @type {number} */ row1) {
+function wideRoutes(
+  /** @type {string[]} */ sources,
+  /** @type {Map<string, Box>} */ boxes,
+  /** @type {number} */ row1,
+) {
   const routes = new Map();
   const at = (/** @type {string} */ id) => /** @type {Box} */ (boxes.get(id));
   const right = (/** @type {Box} */ b) => b.x + b.w / 2;
   const left = (/** @type {Box} */ b) => b.x - b.w / 2;
   const across = (/** @type {string} */ from, /** @type {string} */ to) => {
-    const a = at(from), b = at(to), forward = a.x < b.x;
+    const a = at(from),
+      b = at(to),
+      forward = a.x < b.x;
     const [x1, x2] = forward ? [right(a), left(b)] : [left(a), right(b)];
-    const points = a.y === b.y ? [[x1, a.y], [x2, b.y]] : [[x1, a.y], [x2 - 16, a.y], [x2 - 16, b.y], [x2, b.y]];
+    const points =
+      a.y === b.y
+        ? [
+            [x1, a.y],
+            [x2, b.y],
+          ]
+        : [
+            [x1, a.y],
+            [x2 - 16, a.y],
+            [x2 - 16, b.y],
+            [x2, b.y],
+          ];
     const over = from === "gold_set" ? b.y - b.h / 2 : a.y; // its words need more room than the gap between the boxes
-    routes.set(`${from}>${to}`, { points, label: [(x1 + x2) / 2 - (a.y === b.y ? (forward ? 2 : -2) : 8), over], anchor: "middle" });
+    routes.set(`${from}>${to}`, {
+      points,
+      label: [(x1 + x2) / 2 - (a.y === b.y ? (forward ? 2 : -2) : 8), over],
+      anchor: "middle",
+    });
   };
   const down = (/** @type {string} */ from, /** @type {string} */ to, side = "start", dx = 0) => {
-    const a = at(from), b = at(to), below = a.y < b.y;
+    const a = at(from),
+      b = at(to),
+      below = a.y < b.y;
     const [y1, y2] = below ? [a.y + a.h / 2, b.y - b.h / 2] : [a.y - a.h / 2, b.y + b.h / 2];
     const x = a.x + dx;
-    routes.set(`${from}>${to}`, { points: [[x, y1], [x, y2]], label: [x + (side === "start" ? 9 : -9), (y1 + y2) / 2], anchor: side, turned: true });
+    routes.set(`${from}>${to}`, {
+      points: [
+        [x, y1],
+        [x, y2],
+      ],
+      label: [x + (side === "start" ? 9 : -9), (y1 + y2) / 2],
+      anchor: side,
+      turned: true,
+    });
   };
   for (const source of sources) across(source, "intake");
   SPINE.slice(1).forEach((id, i) => across(SPINE[i], id));
@@ -81,21 +115,52 @@ function wideRoutes(/** @type {string[]} */ sources, /** @type {Map<string, Box>
   down("adapters", "student");
   across("retry", "retries");
   // Into outcomes from above: what ends early. One rail for all, since nobody counts them apart.
-  const rail = row1 - 52, out = at("outcomes");
+  const rail = row1 - 52,
+    out = at("outcomes");
   for (const id of ["intake", "student", "judge"]) {
     const a = at(id);
-    routes.set(`${id}>outcomes`, { points: [[a.x, a.y - a.h / 2], [a.x, rail], [out.x, rail], [out.x, out.y - out.h / 2]], label: [a.x + 8, rail], anchor: "start" });
+    routes.set(`${id}>outcomes`, {
+      points: [
+        [a.x, a.y - a.h / 2],
+        [a.x, rail],
+        [out.x, rail],
+        [out.x, out.y - out.h / 2],
+      ],
+      label: [a.x + 8, rail],
+      anchor: "start",
+    });
   }
   // Retries come back to the topic of the stage they left; the drawing shows the first, the table all.
-  const back = at("retries"), first = at("prompts"), middle = (back.y + first.y) / 2 + 2;
-  routes.set("student>retry", { points: [[at("student").x - 26, at("student").y + 23], [at("student").x - 26, at("retry").y], [right(at("retry")), at("retry").y]], label: [0, 0], anchor: "middle" });
-  routes.set("retries>prompts", { points: [[back.x, back.y - back.h / 2], [back.x, middle], [first.x, middle], [first.x, first.y + first.h / 2]], label: [0, 0], anchor: "middle" });
+  const back = at("retries"),
+    first = at("prompts"),
+    middle = (back.y + first.y) / 2 + 2;
+  routes.set("student>retry", {
+    points: [
+      [at("student").x - 26, at("student").y + 23],
+      [at("student").x - 26, at("retry").y],
+      [right(at("retry")), at("retry").y],
+    ],
+    label: [0, 0],
+    anchor: "middle",
+  });
+  routes.set("retries>prompts", {
+    points: [
+      [back.x, back.y - back.h / 2],
+      [back.x, middle],
+      [first.x, middle],
+      [first.x, first.y + first.h / 2],
+    ],
+    label: [0, 0],
+    anchor: "middle",
+  });
   return routes;
 }
 
 function tall(/** @type {string[]} */ sources, /** @type {number} */ width) {
-  const boxes = new Map(), routes = new Map();
-  const x = 82, w = 122; // a lane on the left stays free for the adapters' way back
+  const boxes = new Map(),
+    routes = new Map();
+  const x = 82,
+    w = 122; // a lane on the left stays free for the adapters' way back
   let y = 0;
   const put = (/** @type {string} */ id, gap = 46) => {
     const h = TOPICS.has(id) ? 28 : 44;
@@ -110,13 +175,35 @@ function tall(/** @type {string[]} */ sources, /** @type {number} */ width) {
   put("adapters", 34);
   const at = (/** @type {string} */ id) => /** @type {Box} */ (boxes.get(id));
   const down = (/** @type {string} */ from, /** @type {string} */ to) => {
-    const a = at(from), b = at(to), y1 = a.y + a.h / 2, y2 = b.y - b.h / 2;
-    routes.set(`${from}>${to}`, { points: [[x, y1], [x, y2]], label: [x + 12, (y1 + y2) / 2], anchor: "start", turned: true });
+    const a = at(from),
+      b = at(to),
+      y1 = a.y + a.h / 2,
+      y2 = b.y - b.h / 2;
+    routes.set(`${from}>${to}`, {
+      points: [
+        [x, y1],
+        [x, y2],
+      ],
+      label: [x + 12, (y1 + y2) / 2],
+      anchor: "start",
+      turned: true,
+    });
   };
   if (first) {
     for (const source of sources.slice(0, -1)) {
-      const a = at(source), last = at("intake");
-      routes.set(`${source}>intake`, { points: [[a.x + a.w / 2, a.y], [a.x + a.w / 2 + 10, a.y], [a.x + a.w / 2 + 10, last.y - 6], [last.x + last.w / 2, last.y - 6]], label: [a.x + a.w / 2 + 16, a.y], anchor: "start", turned: true });
+      const a = at(source),
+        last = at("intake");
+      routes.set(`${source}>intake`, {
+        points: [
+          [a.x + a.w / 2, a.y],
+          [a.x + a.w / 2 + 10, a.y],
+          [a.x + a.w / 2 + 10, last.y - 6],
+          [last.x + last.w / 2, last.y - 6],
+        ],
+        label: [a.x + a.w / 2 + 16, a.y],
+        anchor: "start",
+        turned: true,
+      });
     }
     down(sources[sources.length - 1], "intake");
   }
@@ -129,12 +216,33 @@ function tall(/** @type {string[]} */ sources, /** @type {number} */ width) {
   boxes.set("retries", { x: side, y: at("prompts").y - 8, w: 112, h: 44 });
   boxes.set("retry", { x: side, y: at("student").y + 6, w: 88, h: 28 });
   const join = (/** @type {string} */ from, /** @type {string} */ to) => {
-    const a = at(from), b = at(to), forward = a.x < b.x, line = b.y > a.y ? b.y : Math.min(a.y + 6, b.y);
-    routes.set(`${from}>${to}`, { points: [[a.x + (forward ? 1 : -1) * a.w / 2, line], [b.x - (forward ? 1 : -1) * b.w / 2, line]], label: [(a.x + b.x) / 2, line], anchor: "middle" });
+    const a = at(from),
+      b = at(to),
+      forward = a.x < b.x,
+      line = b.y > a.y ? b.y : Math.min(a.y + 6, b.y);
+    routes.set(`${from}>${to}`, {
+      points: [
+        [a.x + ((forward ? 1 : -1) * a.w) / 2, line],
+        [b.x - ((forward ? 1 : -1) * b.w) / 2, line],
+      ],
+      label: [(a.x + b.x) / 2, line],
+      anchor: "middle",
+    });
   };
   const up = (/** @type {string} */ from, /** @type {string} */ to) => {
-    const a = at(from), b = at(to), y1 = a.y - a.h / 2, y2 = b.y + b.h / 2;
-    routes.set(`${from}>${to}`, { points: [[side, y1], [side, y2]], label: [side - 8, (y1 + y2) / 2], anchor: "end", turned: true });
+    const a = at(from),
+      b = at(to),
+      y1 = a.y - a.h / 2,
+      y2 = b.y + b.h / 2;
+    routes.set(`${from}>${to}`, {
+      points: [
+        [side, y1],
+        [side, y2],
+      ],
+      label: [side - 8, (y1 + y2) / 2],
+      anchor: "end",
+      turned: true,
+    });
   };
   join("judge", "refine");
   up("refine", "refiner");
@@ -144,7 +252,18 @@ function tall(/** @type {string[]} */ sources, /** @type {number} */ width) {
   join("retries", "prompts");
   // How cases ended stands beside the sink; who serves goes back to the student along the left edge.
   ENDS.forEach((id, i) => boxes.set(id, { x: width - 66, y: at("sink").y + i * 19 - 8, w: 130, h: 18 }));
-  const a = at("adapters"), s = at("student"), lane = 5;
-  routes.set("adapters>student", { points: [[a.x - a.w / 2, a.y], [lane, a.y], [lane, s.y], [s.x - s.w / 2, s.y]], label: [0, 0], anchor: "start" });
+  const a = at("adapters"),
+    s = at("student"),
+    lane = 5;
+  routes.set("adapters>student", {
+    points: [
+      [a.x - a.w / 2, a.y],
+      [lane, a.y],
+      [lane, s.y],
+      [s.x - s.w / 2, s.y],
+    ],
+    label: [0, 0],
+    anchor: "start",
+  });
   return { width, height: y + 6, boxes, routes };
 }

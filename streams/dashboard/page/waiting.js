@@ -31,7 +31,11 @@ export function worst(/** @type {any} */ flow) {
   return flow.edges
     .map((/** @type {any} */ edge) => ({ edge, reader: nodes.get(edge.to), level: level(edge, nodes.get(edge.to)) }))
     .filter((/** @type {any} */ f) => f.level !== "calm")
-    .sort((/** @type {any} */ a, /** @type {any} */ b) => RANK[/** @type {Level} */ (b.level)] - RANK[/** @type {Level} */ (a.level)] || (b.edge.oldest_s ?? 0) - (a.edge.oldest_s ?? 0))
+    .sort(
+      (/** @type {any} */ a, /** @type {any} */ b) =>
+        RANK[/** @type {Level} */ (b.level)] - RANK[/** @type {Level} */ (a.level)] ||
+        (b.edge.oldest_s ?? 0) - (a.edge.oldest_s ?? 0),
+    )
     .map((/** @type {any} */ f) => ({ ...f, says: sentence(f.edge, f.reader, f.level) }));
 }
 
@@ -47,7 +51,8 @@ function cause(/** @type {any} */ edge, /** @type {any} */ reader, /** @type {Le
   if (edge.members === 0) return "Nobody reads it: start the process that does.";
   if (how === "stuck") return "Nothing moves, though it is being read: look at its log.";
   const trend = edge.trend ?? 0;
-  if (trend > 0.05) return `Read at ${rate(edge.rate_per_s)} and growing by ${rate(trend)}: it needs more workers, or a faster model.`;
+  if (trend > 0.05)
+    return `Read at ${rate(edge.rate_per_s)} and growing by ${rate(trend)}: it needs more workers, or a faster model.`;
   if (trend < -0.05) return `Shrinking by ${rate(-trend)}: done in about ${duration(edge.lag / -trend)}.`;
   return `Read at ${rate(edge.rate_per_s)}, neither growing nor shrinking.`;
 }
