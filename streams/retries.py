@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from kafka import ConsumerRebalanceListener
@@ -24,16 +24,31 @@ from schemas.forgotten import bare_case
 from schemas.measures import RETRIES_RETURNED
 from schemas.settings import Settings
 from schemas.topics import OUTCOMES, STAGE_INPUT, retry_topic
+from schemas.tracing.context import carried
 from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.flow import Hop, now_ms
 from streams.forgetting.following import Remembered
 from streams.measuring import show_waiting
 from streams.topics import cluster_id
+from streams.tracing import trace_hops
 from streams.watchdog import Membership, Watchdog
+
+if TYPE_CHECKING:
+    from streams.tracing.hops import Hops
 
 log = logging.getLogger(__name__)
 
 _BUFFER_RECORDS = 500  # per partition; beyond it the partition is paused and the rest waits in Kafka
+
+
+class _Waiting(NamedTuple):
+    """A case that was read from a retry topic."""
+
+    offset: int
+    due: float  # on the monotonic clock
+    hop: Hop
+    headers: Any  # of its record: its trace goes on through the wait
+    since_ns: int
 
 
 def returned(value: bytes | None, where: Source) -> tuple[int, Hop]:
@@ -65,7 +80,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
     2. produce what is due, and wait for the confirmation
     3. commit behind it, in offset order per partition; where that fails, next time, without producing it again
     """
-    cluster = cluster_id(settings)
+    cluster, hops = cluster_id(settings), trace_hops(settings, "retries")
     delays_s = {settings.topic(retry_topic(s)): s for s in settings.worker.retry_delays_s}
     topics = list(delays_s)
     remembered = Remembered(settings).start()
@@ -81,7 +96,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
         max_poll_interval_ms=600_000,
     )
     watchdog = Watchdog(settings, [Membership(settings.topic("retries"), client_name("retries"), topics)]).start()
-    waiting: dict[Any, deque[tuple[int, float, Hop]]] = {}  # offset, when due on the monotonic clock, where to
+    waiting: dict[Any, deque[_Waiting]] = {}
     show_waiting(waiting)
     positions = _Positions(consumer)
     try:
@@ -100,7 +115,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
                     where = Source(cluster=cluster, topic=tp.topic, partition=tp.partition, offset=record.offset)
                     not_before_ms, hop = returned(record.value, where)
                     due = time.monotonic() + wait_s(not_before_ms, now_ms(), delays_s[tp.topic])
-                    queue.append((record.offset, due, hop))
+                    queue.append(_Waiting(record.offset, due, hop, record.headers, time.time_ns()))
             if not announced and consumer.assignment():
                 announced = True
                 ready()
@@ -109,7 +124,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
                 (consumer.pause if full else consumer.resume)(tp)
             # 2.
             for tp, queue in waiting.items():
-                if (offset := _return_due(producer, settings, remembered, tp, queue)) is not None:
+                if (offset := _return_due(producer, settings, remembered, tp, queue, hops)) is not None:
                     positions.returned[tp] = offset
             # 3.
             positions.commit()
@@ -121,21 +136,25 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
 
 
 def _return_due(
-    producer: Any, settings: Settings, remembered: Remembered, tp: Any, queue: deque[tuple[int, float, Hop]]
+    producer: Any, settings: Settings, remembered: Remembered, tp: Any, queue: deque[_Waiting], hops: Hops | None
 ) -> int | None:
     """Produces the cases at the head of a partition whose time has come; returns the offset behind them.
 
     All wait equally long on one topic, so the head is the first to be due. None where nothing was due or confirmed.
     """
     now, sent = time.monotonic(), []
-    for offset, due, hop in queue:
-        if due > now:
+    for one in queue:
+        if one.due > now:
             break
-        case, topic = msgspec.structs.replace(hop.case, not_before_ms=0), hop.topic
+        case, topic = msgspec.structs.replace(one.hop.case, not_before_ms=0), settings.topic(one.hop.topic)
         if remembered.covers(case):
-            case, topic = bare_case(case, "intake", now_ms()), OUTCOMES
-        future = producer.send(settings.topic(topic), key=case.case_id.encode(), value=encode_case(case))
-        sent.append((offset, future))
+            case, topic = bare_case(case, "intake", now_ms()), settings.topic(OUTCOMES)
+        headers = carried(one.headers)
+        relay = hops.give_back(case, topic, tp, one) if hops is not None else None
+        if relay is not None:
+            case, headers = relay.case, relay.headers
+        future = producer.send(topic, key=case.case_id.encode(), value=encode_case(case), headers=headers)
+        sent.append((one.offset, future if relay is None else relay.sent(future)))
     if not sent:
         return None
     try:

@@ -75,9 +75,11 @@ class Hops:
         _mark(span, case)
         return self._relay(case, topic, span)
 
-    def give_back(self, case: Case, topic: str, tp: Any, record: Any, since_ns: int) -> Relay:
-        """Starts the spans of a case that waited on a retry topic `since_ns` and returns to its stage."""
-        span = self._taken(case, (tp.topic, tp.partition, record.offset), parent_in(record.headers), start_ns=since_ns)
+    def give_back(self, case: Case, topic: str, tp: Any, waited: Any) -> Relay:
+        """Starts the spans of a case that `waited` on a retry topic and returns to its stage."""
+        place = (tp.topic, tp.partition, waited.offset)
+        span = self._taken(case, place, parent_in(waited.headers), start_ns=waited.since_ns)
+        _mark(span, case)
         return self._relay(case, topic, span)
 
     def bring_back(self, case: Case, topic: str) -> Relay:
@@ -136,7 +138,8 @@ class Hops:
         if span.is_recording():
             span.set_attribute("goldstream.to", topic)
         sending = start_sending(self._tracer, topic, case.case_id, span)
-        return Relay(_keeping(case, span), span, sending)
+        is_gone = case.outcome is not None and case.outcome.kind == "dropped"  # as a forgotten case is
+        return Relay(case if is_gone else _keeping(case, span), span, sending)
 
     def _verdict(self, verdict: Verdict, round: int) -> Attributes:
         found: Attributes = {
