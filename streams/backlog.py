@@ -44,6 +44,8 @@ class BacklogReader:
         self._settings = settings
         self._lag = LagReader(settings)
         self._before: dict[tuple[str, str, int], tuple[float, int]] = {}
+        self._oldest_ms: dict[tuple[str, str, int], int] = {}  # when the oldest record that waits was written
+        self._owners: dict[str, dict[tuple[str, int], str]] = {}
 
     def __enter__(self) -> BacklogReader:
         self._lag.__enter__()
@@ -54,21 +56,26 @@ class BacklogReader:
         self._reader.close()
         self._lag.__exit__(*error)
 
-    def read(self) -> list[Backlog]:
-        """Returns one row per group, topic and partition. Raises BrokerError where no Kafka answers."""
+    def read(self, look: bool = True) -> list[Backlog]:
+        """Returns one row per group, topic and partition. Raises BrokerError where no Kafka answers.
+
+        Without `look` only offsets are read, which is cheap: ages and members are those of the last look.
+        """
         rows, now = self._lag.read(), time.monotonic()
-        ages = self._ages(rows)
-        try:
-            owners = self._lag.members(dict.fromkeys(row.group for row in rows))
-        except KafkaError as error:
-            raise BrokerError(f"groups could not be described: {error!r}. Try `goldstream doctor`.") from error
+        if look:
+            self._oldest_ms = self._first_written(rows)
+            try:
+                self._owners = self._lag.members(dict.fromkeys(row.group for row in rows))
+            except KafkaError as error:
+                raise BrokerError(f"groups could not be described: {error!r}. Try `goldstream doctor`.") from error
+        ages = {key: max(time.time() - written / 1000, 0.0) for key, written in self._oldest_ms.items()}
         found = []
         for row in rows:
             key = (row.group, row.topic, row.partition)
             before = self._before.get(key)
             trend = None if before is None or now <= before[0] else (row.lag - before[1]) / (now - before[0])
             self._before[key] = now, row.lag
-            members = owners.get(row.group, {})
+            members = self._owners.get(row.group, {})
             found.append(
                 Backlog(
                     group=row.group,
@@ -78,24 +85,24 @@ class BacklogReader:
                     committed=row.committed if row.committed >= 0 else None,
                     lag=row.lag,
                     trend=None if trend is None else 0.0 if abs(trend) < STEADY else trend,
-                    oldest_s=ages.get((row.group, row.topic, row.partition)),
+                    oldest_s=ages.get(key) if row.lag else None,
                     member=members.get((row.topic, row.partition), ""),
                     members=len({client for client in members.values() if client}),
                 )
             )
         return found
 
-    def _ages(self, rows: Sequence[Lag]) -> dict[tuple[str, str, int], float]:
-        """Returns the age of the first record each group has yet to read, of those that can be read in time."""
+    def _first_written(self, rows: Sequence[Lag]) -> dict[tuple[str, str, int], int]:
+        """Returns when the first record each group has yet to read was written, in ms, where it can be read in time."""
         waiting = {(row.group, row.topic, row.partition): row for row in rows if row.lag}
-        ages: dict[tuple[str, str, int], float] = {}
+        written: dict[tuple[str, str, int], int] = {}
         by_group: dict[str, list[Lag]] = {}
         for row in waiting.values():
             by_group.setdefault(row.group, []).append(row)
         for group, behind in by_group.items():
             for (topic, partition), timestamp in self._first_timestamps(behind).items():
-                ages[group, topic, partition] = max(time.time() - timestamp / 1000, 0.0)
-        return ages
+                written[group, topic, partition] = timestamp
+        return written
 
     def _first_timestamps(self, behind: Sequence[Lag]) -> dict[tuple[str, int], int]:
         tps = {TopicPartition(row.topic, row.partition): row for row in behind}

@@ -68,7 +68,7 @@ class Story(Answer, frozen=True, kw_only=True):
 
     case_id: str
     where: str  # "gold set", or the topic of ours it lies on
-    case: dict[str, Any]  # as schemas.case.Case; fields that have their default are left out
+    case: dict[str, Any]  # as schemas.case.Case, every field
     superseded: tuple[Superseded, ...]  # lower epochs, oldest first
     lines: tuple[str, ...]  # the same as `goldstream case` prints it
 

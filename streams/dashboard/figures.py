@@ -24,7 +24,7 @@ from streams.dashboard.state import (
 )
 
 BUCKETS = 60  # of a line over time, at most
-BUCKET_S = (10, 30, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400)
+BUCKET_S = (1, 2, 5, 10, 30, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400)
 ADAPTERS = 12  # newest of a task that have a line of their own
 OLDER = "older"
 RULES = 30
@@ -243,7 +243,8 @@ def _review(facts: Facts, settings: Settings) -> ReviewState:
 
 
 def _rows(facts: Facts, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    return facts.connection.execute(sql, list(values)).fetchall()
+    rows: list[tuple[Any, ...]] = facts.connection.execute(sql, list(values)).fetchall()
+    return rows
 
 
 _ENDS = """

@@ -19,7 +19,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Problem(Answer, frozen=True, kw_only=True):
     """A part of the state that could not be read; the rest of the state stands."""
 
-    part: Literal["kafka", "gold", "training", "cost", "serving", "review"]
+    part: Literal["kafka", "gold", "training"]  # without kafka no lag, ledger or serving record is known
     why: str
     since_ms: int  # when it was first missed
 
@@ -324,7 +324,7 @@ class Adapters(Answer, frozen=True, kw_only=True):
     promotions: int  # length of the promotion log: sent back with a command, which is refused if it has grown
     can_roll_back: bool
     roll_back_to: str  # what a rollback would bring back
-    servers: dict[str, str]  # number of the vLLM server -> "serves", "asleep" or "failing"
+    servers: dict[str, str]  # address of a vLLM server -> "serves", "asleep" or what is wrong
     watch: str  # what the live guard last found
     errors: dict[str, str]  # by step of rollout
     versions: tuple[Version, ...]
