@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -87,6 +91,26 @@ def test_rollout_wakes_servers_whose_trainer_was_killed_and_loads_nothing_before
     with InThread(settings, records):
         wait_until(lambda: len(records.records) == 1, timeout_s=30)
     assert not vllm.asleep
+    assert sleeping_servers(settings, "toy") is None
+
+
+def test_a_trainer_killed_while_servers_fall_asleep_leaves_a_note_by_which_the_next_run_wakes_them(
+    settings: Settings, base: Path, vllm: StubVllm, other: StubVllm
+) -> None:
+    settings = on_vllm(settings, base, vllm, other, share_gpu=True)
+    script = (
+        "import sys, msgspec; from schemas.settings import Settings; from trainer.sleep import servers_asleep;"
+        "servers_asleep(msgspec.json.decode(sys.argv[1], type=Settings), 'toy').__enter__()"
+    )
+    arguments = [sys.executable, "-c", script, msgspec.json.encode(settings).decode()]
+    environment = os.environ | {"GOLDSTREAM_CRASH_AT": "sleep.asleep"}
+    killed = subprocess.run(arguments, env=environment, capture_output=True, timeout=100, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert (vllm.asleep, other.asleep) == (True, False), "killed between the first server and the second"
+    assert set(sleeping_servers(settings, "toy") or ()) == {vllm.root, other.root}
+    with servers_asleep(settings, "toy"):
+        assert ("wake_up", "") in vllm.calls, "it sleeps for this run now"
+    assert (vllm.asleep, other.asleep) == (False, False)
     assert sleeping_servers(settings, "toy") is None
 
 

@@ -7,22 +7,18 @@ and the local engine compute in float32.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import random
 import signal
-import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import msgspec
 import pytest
+from real_vllm import Server, free_port
 from rolling import InThread, ListRecords
 from tiny import make_tiny_adapter, write_manifest
 from toys import wait_until
@@ -43,61 +39,9 @@ from trainer.sleep import servers_asleep
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parent.parent
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 STUDENT = ROOT / "agents" / "scribe" / "student"
-START_S, SWITCH_S = 900.0, 120.0  # a machine at work elsewhere takes minutes to start it
+SWITCH_S = 120.0
 FIRST, SECOND, THIRD, LARGE, SICK = (f"v000{n}-abcdef0{n}" for n in range(1, 6))
-
-
-class Server:
-    """A vLLM server as a user starts it: deploy/vllm/serve.sh with the flags of `goldstream vllm-args`."""
-
-    def __init__(self, settings: Settings, port: int, log: Path) -> None:
-        self.port, self.log = port, log
-        more = ["--port", str(port), "--enforce-eager", "--max-model-len", "512", "--dtype", "float32"]
-        self.command = [str(ROOT / "deploy/vllm/serve.sh"), *vllm_arguments(settings, "scribe"), *more]
-        path = f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"
-        # --enable-sleep-mode is refused on the CPU; the calls for it exist all the same, and pause the server.
-        self.environment = os.environ | {
-            "PATH": path,
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",
-            "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                ["nice", *self.command], env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def wait_ready(self) -> None:
-        def ready() -> bool:
-            assert self.process is not None
-            assert self.process.poll() is None, f"vLLM ended:\n{self.log.read_text()[-3000:]}"
-            try:
-                with urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
-                    return bool(answer.status == 200)
-            except OSError:
-                return False
-
-        wait_until(ready, START_S)
-
-    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """Ends the process group that `start` made, and nothing else."""
-        if self.process is None:
-            return
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(self.process.pid, how)
-            self.process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what the server started and left
-        self.process.wait(30)
-        self.process = None
 
 
 class Announced(ListRecords):
@@ -128,7 +72,11 @@ class World:
         local = {"scribe": LocalModel(path=str(STUDENT), threads=1)}
         self.settings = Settings(state_dir=str(folder / "state"), local=local, tasks={"scribe": task})
         plain = msgspec.structs.replace(task, trainer=Trainer(base=str(STUDENT), rank=16))
-        self.server = Server(msgspec.structs.replace(self.settings, tasks={"scribe": plain}), port, folder / "vllm.log")
+        self.server = Server(
+            vllm_arguments(msgspec.structs.replace(self.settings, tasks={"scribe": plain}), "scribe"),
+            port,
+            folder / "vllm.log",
+        )
         self.asked = VllmServer(task.student.api_base)
         self.records = Announced()
 
@@ -156,11 +104,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    assert PYTHON.exists(), f"{PYTHON} is missing: these tests run through `make test-full`, which makes it."
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = World(tmp_path_factory.mktemp("vllm"), port)
+    world = World(tmp_path_factory.mktemp("vllm"), free_port())
     try:
         world.server.start()
         world.server.wait_ready()
