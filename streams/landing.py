@@ -7,13 +7,12 @@ chain and how it is read are in schemas.gold; streams.sink calls this.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,8 +29,10 @@ from schemas.gold import (
     read_chain,
     sealed,
 )
+from schemas.manifests import Manifest, consistently, latest_manifest, manifest_numbers, manifest_path
 from schemas.measures import SINK_FSYNC
 from schemas.outcomes import OUTCOME_SCHEMA, outcome_table
+from streams.durable import fsync_folder, make_folder, open_temp, remove_stale_temp_files
 from streams.forgetting.file import keep_forgotten
 
 _REMEDY = {
@@ -56,17 +57,21 @@ class LandingChain:
         self.gold = gold
         self.partition = partition
         self.folder = landing_folder(gold, partition)
-        self.files: list[LandingFile] = read_chain(gold, partition)  # as they were at opening
-        for file in self.files:
-            check_seal(file.path)
-        self.tip: int | None = self.files[-1].end if self.files else None
+        self.manifest, self.files = consistently(gold, self._read)  # as they were at opening
+        self.tip: int | None = self.files[-1].end if self.files else self.manifest.watermark.get(partition)
         try:
-            _make_folder(self.folder)
-            _make_folder(gold / "tmp")
-            _remove_stale_temp_files(gold / "tmp", f"{partition:05d}-")
+            make_folder(self.folder)
+            make_folder(gold / "tmp")
+            remove_stale_temp_files(gold / "tmp", f"{partition:05d}-")
         except OSError as error:
             raise _readable(error, self.folder) from error
         write_columns_file(gold)
+
+    def _read(self, manifest: Manifest) -> tuple[Manifest, list[LandingFile]]:
+        files = read_chain(self.gold, self.partition, manifest)
+        for file in files:
+            check_seal(file.path)
+        return manifest, files
 
     def write(self, start: int, end: int, rows: Sequence[dict[str, Any]] | pa.Table) -> Path:
         """Adds the file of offsets start <= o < end, which may hold no row at all, and returns its path.
@@ -74,8 +79,10 @@ class LandingChain:
         1. Write a temp file outside the readers' glob, holding a lock that tells the living from the dead.
         2. fsync it, so that the name never points at less than the whole.
         3. Link it to its landing name, which fails where another writer was first.
-        4. fsync the folder, so that the name survives a power cut.
-        5. Remove the temp name.
+        4. Take the name back where compaction has freed it: a writer this slow is fenced as well. Readers do not look
+           at names below the watermark.
+        5. fsync the folder, so that the name survives a power cut.
+        6. Remove the temp name.
 
         Raises Fenced where another sink wrote this range, GoldError where the disk refuses; either way no
         reader sees anything of it.
@@ -86,14 +93,14 @@ class LandingChain:
                 f"{self.tip}. Restart the sink: it reads the tip again."
             )
         target = self.folder / landing_name(self.partition, start)
-        if self.tip is None and any(self.folder.glob("*.parquet")):
+        if self.tip is None and (any(self.folder.glob("*.parquet")) or self._compacted(0)):
             # Two first files could carry different names if retention moved the log start between two openings.
             raise _fenced(target)
         data = _parquet_bytes(rows if isinstance(rows, pa.Table) else outcome_table(rows), start, end)
         temp: Path | None = None
         try:
             # 1. Write
-            file, temp = _open_temp(self.gold / "tmp", target.stem)
+            file, temp = open_temp(self.gold / "tmp", target.stem)
             with file:
                 file.write(data)
                 file.flush()
@@ -105,20 +112,46 @@ class LandingChain:
                 # 3. Link
                 os.link(temp, target)
                 crash_point("sink.after_link")
-                # 4. fsync the folder
+                # 4. Take it back
+                if self._compacted(start):
+                    target.unlink(missing_ok=True)
+                    raise _fenced(target)
+                # 5. fsync the folder
                 crash_point("sink.before_dir_fsync")
                 with SINK_FSYNC.seconds():
-                    _fsync_folder(self.folder)
+                    fsync_folder(self.folder)
         except FileExistsError as error:
             raise _fenced(target) from error
         except OSError as error:
             raise _readable(error, target) from error
         finally:
-            # 5. Remove the temp name
+            # 6. Remove the temp name
             if temp is not None:
                 temp.unlink(missing_ok=True)
         self.tip = end
         return target
+
+    def _compacted(self, start: int) -> bool:
+        """Tells whether an offset is below the watermark: its name is taken, even where its file has gone."""
+        numbers = manifest_numbers(self.gold)
+        if numbers and numbers[-1] != self.manifest.number:
+            self.manifest = latest_manifest(self.gold)
+        return start < self.manifest.watermark.get(self.partition, 0)
+
+
+def keep_manifest(gold: Path) -> None:
+    """Makes sure that there is a manifest, of an empty gold set where nothing is compacted: the views ask it."""
+    if manifest_numbers(gold):
+        return
+    target = manifest_path(gold, 0)
+    make_folder(target.parent)
+    make_folder(gold / "tmp")
+    file, temp = open_temp(gold / "tmp", "manifest")
+    with file:
+        file.write(msgspec.json.encode(Manifest()))
+        file.flush()
+        os.fsync(file.fileno())
+        temp.replace(target)
 
 
 def write_columns_file(gold: Path) -> Path:
@@ -130,11 +163,12 @@ def write_columns_file(gold: Path) -> Path:
     path = gold / "landing" / "p=schema" / "columns.parquet"
     try:
         keep_forgotten(gold)
+        keep_manifest(gold)
         if path.exists() and set(OUTCOME_SCHEMA.names) <= set(pq.read_schema(path).names):
             return path
-        _make_folder(path.parent)
-        _make_folder(gold / "tmp")
-        file, temp = _open_temp(gold / "tmp", "columns")
+        make_folder(path.parent)
+        make_folder(gold / "tmp")
+        file, temp = open_temp(gold / "tmp", "columns")
         with file:
             file.write(_parquet_bytes(OUTCOME_SCHEMA.empty_table(), 0, 0))
             file.flush()
@@ -151,43 +185,6 @@ def _parquet_bytes(table: pa.Table, start: int, end: int) -> bytes:
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **footer})
     pq.write_table(table, out, compression="zstd", compression_level=1, write_page_checksum=True)
     return sealed(memoryview(out.getvalue()))
-
-
-def _open_temp(folder: Path, stem: str) -> tuple[Any, Path]:
-    """Opens a new temp file under an exclusive lock, which the kernel drops when the process dies."""
-    while True:
-        temp = folder / f"{stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        file = temp.open("xb")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file, temp
-        file.close()  # taken for stale between open and lock; the next name is ours alone
-
-
-def _remove_stale_temp_files(folder: Path, prefix: str) -> None:
-    """Removes temp files whose writer is gone: process ids repeat and differ between containers, locks do not."""
-    for temp in folder.glob(f"{prefix}*.tmp"):
-        try:
-            with temp.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                temp.unlink(missing_ok=True)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # a live writer's, or gone meanwhile
-
-
-def _make_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    _fsync_folder(folder.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fenced(target: Path) -> Fenced:

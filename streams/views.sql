@@ -4,19 +4,61 @@
 --     .read views.sql
 --
 -- Run it once per session: the views ask the variables below at every query, and so see new rows as the sink writes
--- them. Without the first line the gold set is .goldstream/gold below the working directory. The views need
--- landing/p=schema/columns.parquet and forgotten/keys.parquet, which the sink, `goldstream gold stats` and every other
--- reading command put there.
+-- them, and the newest manifest as compaction publishes it. Without the first line the gold set is .goldstream/gold
+-- below the working directory. The views need landing/p=schema/columns.parquet, a first manifest and
+-- forgotten/keys.parquet, which the sink, `goldstream gold stats` and every other reading command put there.
 --
 -- A case has one row in outcomes. Redriven cases have a newer row of a higher epoch, which supersedes.
 
 SET VARIABLE gold = coalesce(getvariable('gold'), '.goldstream/gold');
 -- Making a view reads every footer it can reach, so while they are made they reach only the empty file.
-SET VARIABLE landing = getvariable('gold') || '/landing/p=schema/*.parquet';
+SET VARIABLE columns = getvariable('gold') || '/landing/p=schema/*.parquet';
+SET VARIABLE landing = getvariable('columns');
+SET VARIABLE compacted = getvariable('columns');
+
+-- The newest manifest: the compacted files, and of each partition the offset from which on landing files count.
+CREATE OR REPLACE VIEW manifest AS
+SELECT * FROM read_json(
+    getvariable('gold') || '/manifests/*.json',
+    columns = {number: 'BIGINT', created_ms: 'BIGINT', watermark: 'MAP(VARCHAR, BIGINT)',
+               files: 'STRUCT(name VARCHAR, "rows" BIGINT, bytes BIGINT, sha256 VARCHAR, facts VARCHAR)[]'})
+ORDER BY number DESC LIMIT 1;
 
 -- Every row on disk, and so the forgotten ones until the next compaction. Only the audit asks it.
+--
+-- One query sees one manifest: the folder of manifests is listed first, since `newest` is named first, and the files
+-- that it names are there when theirs are listed. Compaction removes files only a grace period after the manifest
+-- that no longer has them; a query that is slower than that fails, and never counts a row twice or not at all.
 CREATE OR REPLACE VIEW stored AS
-SELECT * FROM read_parquet(getvariable('landing'), union_by_name = true, hive_partitioning = false);
+WITH newest AS MATERIALIZED (FROM manifest),
+named AS (
+    SELECT coalesce(found.file, error('compacted file ' || wanted.name || ' is gone: run the query again')) AS file
+    FROM (SELECT unnest(files).name AS name FROM newest) AS wanted
+    LEFT JOIN glob(getvariable('compacted')) AS found ON parse_filename(found.file) = parse_filename(wanted.name)
+),
+ends AS (SELECT unnest(map_keys(watermark))::INT AS part, unnest(map_values(watermark)) AS watermark FROM newest),
+listed AS (
+    SELECT file, name[1:5]::INT AS part, name[7:26]::BIGINT AS start
+    FROM (SELECT file, parse_filename(file) AS name FROM glob(getvariable('landing')))
+    WHERE regexp_full_match(name, '\d{5}-\d{20}\.parquet')
+),
+fresh AS (
+    SELECT CASE WHEN start > watermark AND start = min(start) OVER (PARTITION BY part)
+                THEN error('landing files below ' || file || ' are gone: run the query again') ELSE file END AS file
+    FROM listed LEFT JOIN ends USING (part)
+    WHERE start >= coalesce(watermark, 0)
+)
+SELECT 0::INT AS schema_version FROM newest WHERE false
+UNION ALL BY NAME
+SELECT * FROM read_parquet(
+    [getvariable('columns'), getvariable('compacted')], union_by_name = true, hive_partitioning = false,
+    allow_empty = true)
+WHERE filename IN (SELECT file FROM named)
+UNION ALL BY NAME
+SELECT * FROM read_parquet(
+    [getvariable('columns'), getvariable('landing')], union_by_name = true, hive_partitioning = false,
+    allow_empty = true)
+WHERE filename IN (SELECT file FROM fresh);
 
 -- What is forgotten: keyed hashes of users, traces, sessions and cases, and the places of the rows that means.
 CREATE OR REPLACE VIEW forgotten AS
@@ -34,7 +76,7 @@ WHERE stored.reason IS DISTINCT FROM 'forgotten';
 CREATE OR REPLACE VIEW outcomes AS
 WITH redriven AS (SELECT case_id, max(epoch) AS epoch FROM landed WHERE epoch > 0 GROUP BY case_id)
 SELECT landed.*
-FROM landed LEFT JOIN redriven ON landed.case_id = redriven.case_id
+FROM redriven RIGHT JOIN landed ON landed.case_id = redriven.case_id  -- in this order: no later row is looked for
 WHERE landed.epoch = coalesce(redriven.epoch, 0);
 
 CREATE OR REPLACE VIEW gold AS SELECT * FROM outcomes WHERE outcome = 'gold';
@@ -102,3 +144,4 @@ GROUP BY ALL
 ORDER BY ALL;
 
 SET VARIABLE landing = getvariable('gold') || '/landing/p=*/*.parquet';
+SET VARIABLE compacted = getvariable('gold') || '/data/*/*/*/*.parquet';

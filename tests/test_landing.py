@@ -123,8 +123,8 @@ def test_a_live_writers_temp_file_is_left_alone(tmp_path: Path) -> None:
     LandingChain(tmp_path, 0)
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     hold = (
-        "import sys; from pathlib import Path; from streams.landing import _open_temp\n"
-        "file, temp = _open_temp(Path(sys.argv[1]), '00000-x'); print(temp, flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from streams.durable import open_temp\n"
+        "file, temp = open_temp(Path(sys.argv[1]), '00000-x'); print(temp, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(tmp_path / "tmp")]
     with subprocess.Popen(
