@@ -14,6 +14,7 @@ import click
 from streams.commands import (
     admission,
     cost,
+    dashboard,
     demo,
     dlq,
     exporter,
@@ -51,6 +52,7 @@ for module in (
     processes,
     operate,
     lag,
+    dashboard,
     exporter,
     gold,
     cost,
