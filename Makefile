@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JARS := deploy/kafka/libs/.complete
 TRL := .goldstream/bench-trl
+PROMETHEUS ?= $(or $(shell command -v prometheus),$(CURDIR)/.goldstream/prometheus/usr/bin/prometheus)
 
-.PHONY: demo test test-full check setup kafka bench bench-intake bench-train metrics-page chaos clean
+.PHONY: demo test test-full check setup kafka prometheus bench bench-intake bench-train metrics-page dashboards chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -15,7 +16,7 @@ help: ## Show the targets
 demo: setup kafka ## The whole loop on a synthetic task, measured; JSON=FILE writes the figures
 	@$(BIN)/goldstream demo $(if $(JSON),--json $(JSON))
 
-test: setup kafka ## All tests, against a real broker
+test: setup kafka prometheus ## All tests, against a real broker
 	@$(BIN)/python -m pytest
 
 test-full: setup $(TRL)/.ready ## The tests that need TRL, or the real vLLM server on the CPU; 6 GB and some minutes more
@@ -37,6 +38,9 @@ bench-intake: setup ## Records a second of each log shape that intake reads, on 
 metrics-page: setup kafka ## Writes deploy/metrics.md anew from the scrapes of a running factory; some minutes
 	@PYTHONPATH=tests $(BIN)/python tests/metrics_page.py
 
+dashboards: setup ## Writes deploy/grafana/dashboards anew from deploy/grafana/source
+	@$(BIN)/python deploy/grafana/source/write.py
+
 bench-train: $(TRL)/.ready ## Training cost against unshared prompts and TRL; JSON=FILE, ARGS="--device cuda --size 0.5b"
 	@$(TRL)/bin/python tests/bench_train.py $(if $(JSON),--json $(JSON)) $(ARGS)
 
@@ -46,6 +50,8 @@ chaos: setup kafka ## Every fault while cases flow, then count; JSON=FILE CASES=
 
 setup: $(READY) ## The virtual environment, with every version pinned
 kafka: $(JARS) ## Apache Kafka's jars, through Maven
+
+prometheus: $(PROMETHEUS) ## Prometheus and promtool for the tests, from Debian's package, unpacked and never installed; PROMETHEUS=/path
 
 $(READY): pyproject.toml deploy/constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing. Install Python 3.11, or: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
@@ -72,6 +78,15 @@ $(JARS): deploy/kafka/pom.xml
 	@echo "fetching Apache Kafka's jars through Maven (43 MB)"
 	@mvn -q -B -f $< dependency:copy-dependencies
 	@touch $@
+
+# Without it the tests that need it are skipped, and say so.
+$(PROMETHEUS):
+	@if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then \
+		echo "fetching Debian's package of Prometheus (19 MB)"; mkdir -p .goldstream/prometheus && cd .goldstream/prometheus \
+		&& apt-get -q -o APT::Sandbox::User=$$(id -un) download prometheus >/dev/null \
+		&& dpkg -x prometheus_*.deb . && rm prometheus_*.deb \
+		|| echo "note: the package cannot be had (apt-get update?); tests that need Prometheus are skipped"; \
+	else echo "note: no Debian here; for the tests of the alerts install Prometheus, or: make PROMETHEUS=/path/to/prometheus $(MAKECMDGOALS)"; fi
 
 clean: ## Remove the environment, the jars and all local state
 	rm -rf $(VENV) .venv-vllm deploy/kafka/libs .goldstream

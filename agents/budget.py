@@ -184,6 +184,15 @@ class Budget:
             account = self.accounts[key] = Account(*key[:2], role)
         return account
 
+    def spent_usd(self, task: str, scope: str = ALL) -> float:
+        """Returns USD spent today by a role of a task, or by all: ours, and others' as last read from the ledger."""
+        day = self.day()
+        ours = [one for one in list(self.accounts.values()) if (one.day, one.task) == (day, task)]
+        theirs = [one for one in list(self.book.entries.values()) if (one.day, one.task) == (day, task)]
+        return sum(one.spent for one in ours if scope in (ALL, one.role)) + sum(
+            one.spent_usd for one in theirs if scope in (ALL, one.role) and one.writer != self.writer
+        )
+
     def room(self, account: Account) -> float:
         """Returns USD that the caps leave beyond what is ours and others' already."""
         left = []

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from agents.breaker import Breaker
 from schemas.case import Message
 from schemas.errors import EndpointHeld, EndpointRefused, ModelError, RateLimited
+from schemas.measures import MODEL_ENDPOINTS_HELD
 from schemas.settings import Model, Role, Worker
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Endpoints:
         if endpoint is None:
             breaker = Breaker(self._worker.breaker_failures, self._worker.breaker_longest_s)
             endpoint = self._known[key] = Endpoint(key, task, model, breaker)
+            MODEL_ENDPOINTS_HELD.add(role, model.model, by=0)
         return endpoint
 
     def is_held(self, key: Key) -> bool:
@@ -133,6 +135,7 @@ class Endpoints:
         troubled = endpoint.key in self._troubled
         if endpoint.breaker.is_open and not troubled:
             self._troubled.add(endpoint.key)
+            MODEL_ENDPOINTS_HELD.add(endpoint.key.role, endpoint.key.model)
             endpoint.closed.clear()
             endpoint.since = time.monotonic()
             endpoint.recovering = asyncio.create_task(self._recover(endpoint))
@@ -144,6 +147,7 @@ class Endpoints:
             )
         elif troubled and not endpoint.breaker.is_open:
             self._troubled.discard(endpoint.key)
+            MODEL_ENDPOINTS_HELD.add(endpoint.key.role, endpoint.key.model, by=-1)
             endpoint.closed.set()
             if endpoint.recovering is not None and endpoint.recovering is not asyncio.current_task():
                 endpoint.recovering.cancel()

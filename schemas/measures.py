@@ -37,7 +37,16 @@ MODEL_TOKENS = Counter(
 )
 MODEL_COST = Counter("goldstream_model_cost_usd", "What answers cost, empty ones too, in US dollars.", _CALL)
 MODEL_IN_FLIGHT = Gauge("goldstream_model_calls_in_flight", "Calls waiting for their answer now.", _CALL)
-BUDGET_HELD = Gauge("goldstream_budget_held", "1 while a task's budget lets a role make no call.", ("task", "role"))
+MODEL_ENDPOINTS_HELD = Gauge(
+    "goldstream_model_endpoints_held", "Endpoints of a model that get no cases now: they are down or limit us.",
+    ("role", "model"),
+)  # fmt: skip
+_CAP = ("task", "role")
+BUDGET_HELD = Gauge("goldstream_budget_held", "1 while a task's budget lets a role make no call.", _CAP)
+BUDGET_CAP = Gauge("goldstream_budget_cap_usd", "What a role may spend a day, in US dollars; all: the task.", _CAP)
+BUDGET_SPENT = Gauge(
+    "goldstream_budget_spent_usd", "What was spent of it today (UTC) by all workers, as this one knows.", _CAP
+)
 
 # Retries
 RETRIES_WAITING = Gauge("goldstream_retries_waiting", "Cases read that wait for their time, by topic.", ("topic",))
@@ -67,11 +76,14 @@ PROCESS_FAMILIES: dict[str, tuple[Family, ...]] = {
     "intake": (INTAKE_RECORDS,),
     "worker": (
         STAGE_TAKEN, STAGE_PRODUCED, STAGE_IN_FLIGHT, STAGE_HELD,
-        MODEL_CALLS, MODEL_SECONDS, MODEL_TOKENS, MODEL_COST, MODEL_IN_FLIGHT, BUDGET_HELD,
+        MODEL_CALLS, MODEL_SECONDS, MODEL_TOKENS, MODEL_COST, MODEL_IN_FLIGHT,
+        MODEL_ENDPOINTS_HELD, BUDGET_HELD, BUDGET_CAP, BUDGET_SPENT,
     ),
     "retries": (RETRIES_WAITING, RETRIES_RETURNED),
     "sink": (SINK_ROWS, SINK_REPEATS, SINK_FILES, SINK_BYTES, SINK_FSYNC),
-    "trainer": (TRAINER_RUNS, MODEL_CALLS, MODEL_SECONDS, MODEL_TOKENS, MODEL_COST, MODEL_IN_FLIGHT),
+    "trainer": (
+        TRAINER_RUNS, MODEL_CALLS, MODEL_SECONDS, MODEL_TOKENS, MODEL_COST, MODEL_IN_FLIGHT, MODEL_ENDPOINTS_HELD
+    ),
     "rollout": (ROLLOUT_STEPS,),
 }  # fmt: skip
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.case import Case
 from schemas.measures import (
+    BUDGET_CAP,
     BUDGET_HELD,
+    BUDGET_SPENT,
     INTAKE_RECORDS,
     RETRIES_WAITING,
     SINK_BYTES,
@@ -55,9 +57,21 @@ def show_stages(stages: Mapping[str, Stage]) -> None:
 
 
 def show_budget(settings: Settings, budget: Budget) -> None:
-    """Shows which roles a task's budget holds; none for roles without a cap."""
-    capped = [(task, role) for task in settings.tasks for role in ROLES if budget.limits(task, role)]
-    BUDGET_HELD.read_from(lambda: {(task, role): budget.why_held(task, role) is not None for task, role in capped})
+    """Shows which roles a task's budget holds, and caps in money beside what was spent; none where there is no cap."""
+    limited = [(task, role) for task in settings.tasks for role in ROLES if budget.limits(task, role)]
+    caps = {
+        (task, scope or "all"): cap
+        for task in settings.tasks
+        for role in ROLES
+        for scope, cap in budget.caps(task, role).items()
+    }
+
+    def spent() -> Mapping[Labels, float]:
+        return {(task, scope): budget.spent_usd(task, "" if scope == "all" else scope) for task, scope in caps}
+
+    BUDGET_HELD.read_from(lambda: {(task, role): budget.why_held(task, role) is not None for task, role in limited})
+    BUDGET_CAP.read_from(lambda: caps)
+    BUDGET_SPENT.read_from(spent)
 
 
 def show_waiting(waiting: Mapping[Any, Sized]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from scraped import series, total
+from toys import a_report
 
 from schemas.adapters import AdapterRecord, GateReport
 from schemas.case import Attempt, Case, Source, Verdict, Violation
@@ -136,6 +137,24 @@ def test_training_is_told_from_the_files_of_trainer_rollout_and_gate(settings: S
     assert total(found, "goldstream_gate_decision", version="v0001-abcdef", decision="refuse") == 1
     assert total(found, "goldstream_gate_pass_rate", side="after") == pytest.approx(0.4)
     assert "10.0.0.7" not in scrape(f.FAMILIES)
+
+
+def test_refusals_are_counted_in_a_row_and_a_pass_ends_the_row(settings: Settings) -> None:
+    reading, seen = TrainingReading(settings), []
+    for number, decision in enumerate(("refuse", "refuse", "undecided", "refuse", "promote", "refuse")):
+        version = f"v{number:04d}-abcdef"
+        folder = settings.adapters / "toy" / version
+        folder.mkdir(parents=True)
+        (folder / "gate.json").write_bytes(msgspec.json.encode(a_report(version, decision=decision)))
+        reading.read()
+        seen.append(total(shown(), "goldstream_gate_refused_in_a_row", task="toy"))
+    assert seen == [1, 2, 2, 3, 0, 1]
+
+
+def test_the_disk_is_shown_before_there_is_any_gold(settings: Settings) -> None:
+    GoldReading(settings).read()
+    found = shown()
+    assert 0 < total(found, "goldstream_gold_disk_free_bytes") <= total(found, "goldstream_gold_disk_size_bytes")
 
 
 def test_the_newest_adapter_record_is_shown_and_an_older_one_ignored(settings: Settings) -> None:

@@ -68,6 +68,8 @@ CASE_CALLS = Gauge("goldstream_cases_model_calls", "Model calls of ended cases, 
 CASE_TOKENS = Gauge("goldstream_cases_tokens", "Their tokens: prompt and completion.", (*_CHARGE, "kind"))
 CASE_COST = Gauge("goldstream_cases_cost_usd", "What they cost, in US dollars.", _CHARGE)
 LANDING_FILES = Gauge("goldstream_landing_files", "Landing files that every reader opens.")
+DISK_FREE = Gauge("goldstream_gold_disk_free_bytes", "What is left to us of the disk that holds the gold set.")
+DISK_SIZE = Gauge("goldstream_gold_disk_size_bytes", "How large that disk is.")
 
 # Trainer, gate, rollout
 TRAINER_STATE = Gauge("goldstream_trainer_state", "1 for the state a task's trainer is in.", ("task", "state"))
@@ -90,6 +92,9 @@ GATE_PASS_RATE = Gauge(
 _GATE = ("task", "version")
 GATE_CASES = Gauge("goldstream_gate_cases", "Holdout cases asked.", _GATE)
 GATE_P = Gauge("goldstream_gate_p_value", "P value of the gate's test, two-sided.", _GATE)
+GATE_REFUSED = Gauge(
+    "goldstream_gate_refused_in_a_row", "Versions that the gate has refused since one passed.", ("task",)
+)
 GATE_TIME = Gauge("goldstream_gate_timestamp_seconds", "When the gate spoke, seconds since 1970.", _GATE)
 ADAPTER_INFO = Gauge(
     "goldstream_adapter_info", "1 for the adapter that serves a task, with the one before and the fallback.",
@@ -117,11 +122,11 @@ LAG_FAMILIES: tuple[Gauge, ...] = (
 )  # fmt: skip
 GOLD_FAMILIES: tuple[Gauge, ...] = (
     CASES, DEAD, UNRESOLVED, DROPPED, GOLD, GOLD_STRATEGY, GOLD_NEWEST, REVIEWS, JUDGED, ACCEPTED, VIOLATIONS,
-    CASE_CALLS, CASE_TOKENS, CASE_COST, LANDING_FILES,
+    CASE_CALLS, CASE_TOKENS, CASE_COST, LANDING_FILES, DISK_FREE, DISK_SIZE,
 )  # fmt: skip
 TRAINING_FAMILIES: tuple[Gauge, ...] = (
     TRAINER_STATE, TRAINER_STEP, TRAINER_STEPS, TRAINER_LOSS, TRAINER_ROWS, TRAINER_NEEDED, TRAINER_FAILED,
-    TRAINER_LAST, GATE_DECISION, GATE_PASS_RATE, GATE_CASES, GATE_P, GATE_TIME,
+    TRAINER_LAST, GATE_DECISION, GATE_PASS_RATE, GATE_CASES, GATE_P, GATE_TIME, GATE_REFUSED,
     ROLLOUT_PENDING, ROLLOUT_SERVERS, ROLLOUT_FAILING,
 )  # fmt: skip
 TOPIC_FAMILIES: tuple[Gauge, ...] = (STAGE_PAUSED, ADAPTER_INFO, ADAPTER_CANARY, ADAPTER_SINCE)

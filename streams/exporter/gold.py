@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,6 +52,7 @@ class GoldReading:
 
     def read(self) -> None:
         """Shows the gold set, if it is not as it was. Raises GoldError, and keeps what was shown then."""
+        _show_disk(self._settings.gold)
         landed = _landed(self._settings.gold)
         f.LANDING_FILES.set({(): float(sum(count for count, _ in landed.values()))})
         if landed == self._seen and time.monotonic() < self._again:
@@ -132,6 +134,13 @@ def _show_charges(settings: Settings, rows: Iterable[tuple[Any, ...]]) -> None:
     f.CASE_CALLS.set(calls)
     f.CASE_TOKENS.set(tokens)
     f.CASE_COST.set(cost)
+
+
+def _show_disk(gold: Path) -> None:
+    """Shows the disk of the gold set, or of the folder it will lie in."""
+    usage = shutil.disk_usage(next(path for path in (gold, *gold.absolute().parents) if path.exists()))
+    f.DISK_FREE.set({(): float(usage.free)})
+    f.DISK_SIZE.set({(): float(usage.total)})
 
 
 def _landed(gold: Path) -> dict[str, tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,7 @@ class TrainingReading:
         f.GATE_CASES.set({(one.task, one.version): float(one.cases) for one in reports})
         f.GATE_P.set({(one.task, one.version): one.p_value for one in reports})
         f.GATE_TIME.set({(one.task, one.version): one.at_ms / 1000 for one in reports if one.at_ms})
+        f.GATE_REFUSED.set({(one.task,): float(_refused_last(reports, one.task)) for one in reports})
 
     def _newest(self, task: str) -> list[GateReport]:
         """Returns the reports of a task's newest versions, removed ones too."""
@@ -113,6 +115,15 @@ class Announced:
             return
         self._paused[pause.stage,] = float(pause.paused)
         f.STAGE_PAUSED.set(self._paused)
+
+
+def _refused_last(reports: Iterable[GateReport], task: str) -> int:
+    """Returns how many of a task's versions, oldest first, were refused after the last that passed."""
+    refused = 0
+    for one in reports:
+        if one.task == task:
+            refused = 0 if one.decision == "promote" else refused + (one.decision == "refuse")
+    return refused
 
 
 def _read_report(path: Path) -> GateReport | None:
