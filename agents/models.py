@@ -46,7 +46,7 @@ from schemas.errors import (
     RateLimited,
     SettingsError,
 )
-from schemas.settings import ROLES, Model, Role, Settings
+from schemas.settings import ROLES, Model, Role, Settings, Task
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # backoff doubles between them
 __all__ = ["PROBE", "Choose", "Completion", "Models", "calling_for"]
@@ -145,14 +145,15 @@ class Models:
                 await asyncio.sleep(pause_s)
 
     def held(self, role: Role) -> bool:
-        """Tells whether no case of this role should be taken: every task's endpoint is down or limits its callers, or
-        the task's budget is used up.
+        """Tells whether no case of this role should be taken: every task's endpoints are down or limit callers, or the
+        task's budget is used up. A refiner's are those of its whole chain.
 
         A task that never calls a model in this role (a judge in code) can always go on.
         """
         tasks = self._settings.tasks.items()
         return bool(tasks) and all(
-            self._endpoints.is_held(key_of(role, task.model(role))) or self.budget.is_held(name, role)
+            self._endpoints.all_held(key_of(role, model) for model in _members(task, role))
+            or self.budget.is_held(name, role)
             for name, task in tasks
         )
 
@@ -174,12 +175,16 @@ class Models:
         """
         await self._engines.made("litellm", load_litellm)
         for role in ROLES:
-            model = self._settings.task(task).model(role)
-            for one in (model, *model.fallbacks):
-                _api_key(one)
-            provider, _, name = model.model.partition("/")
-            if provider == "local":
-                await self._engines.get(name)
+            models = [self._settings.task(task).model(role)]
+            if role == "judge":
+                panel = self._settings.task(task).panel
+                models += [*panel.judges, panel.tie_break]
+            for model in models:
+                for one in (model, *model.fallbacks):
+                    _api_key(one)
+                provider, _, name = model.model.partition("/")
+                if provider == "local":
+                    await self._engines.get(name)
 
     async def close(self) -> None:
         """Stops the probes and the engines, and closes LiteLLM's connections."""
@@ -286,6 +291,13 @@ class Models:
             raise failure(error, what, adapter, messages, keys) from None
         took_s = time.perf_counter() - started
         return read_completion(response, model, adapter, took_s, what, offered="tools" in told)
+
+
+def _members(task: Task, role: Role) -> list[Model]:
+    """Returns the models that a case of this role may be taken to."""
+    if role != "refiner":
+        return [task.model(role)]
+    return [task.student if step.by == "student" else task.refiner for step in task.refining.chain]
 
 
 def _params(model: Model) -> dict[str, Any]:

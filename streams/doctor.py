@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from agents.judge import load_rubric
 from schemas.errors import GoldstreamError
 from schemas.kafka import LOCAL, bootstrap_servers
-from schemas.settings import ROLES, Rubric, Settings
+from schemas.settings import ROLES, Model, Rubric, Settings, Task
 from streams.broker import DEPLOY, broker_status, find_java, java_version
 from streams.topics import connect_admin
 
@@ -105,11 +105,15 @@ def _tasks(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"task {name}", "ok", f"reads {', '.join(task.topics)}")
         if task.rubric.programs:
             yield _try(f"task {name}: verifier", partial(_programs, task.rubric))
-        for role in ROLES:
-            model, check = task.model(role), f"task {name}: {role}"
+        for what, model in _models(task):
+            check = f"task {name}: {what}"
             if model.model.startswith("local/"):
-                folder = Path(settings.local[model.model.removeprefix("local/")].path)
-                yield _model_folder(check, folder, f"{model.model} at {folder}")
+                table = model.model.removeprefix("local/")
+                if table in settings.local:
+                    folder = Path(settings.local[table].path)
+                    yield _model_folder(check, folder, f"{model.model} at {folder}")
+                else:
+                    yield Finding(check, "missing", f"{model.model} has no table", f"add [local.{table}] with its path")
             elif model.api_key_env:
                 known = bool(os.environ.get(model.api_key_env))
                 found = f"{model.model}, key in {model.api_key_env}"
@@ -118,6 +122,17 @@ def _tasks(settings: Settings) -> Iterator[Finding]:
                 )
         if task.trainer.base:
             yield _model_folder(f"task {name}: trainer", Path(task.trainer.base), f"base at {task.trainer.base}")
+
+
+def _models(task: Task) -> Iterator[tuple[str, Model]]:
+    """Yields every model that the settings of a task name, with what it is there for."""
+    named: list[tuple[str, Model]] = [(role, task.model(role)) for role in ROLES]
+    named += [(f"panel judge {number}", judge) for number, judge in enumerate(task.panel.judges, 1)]
+    named.append(("tie-break judge", task.panel.tie_break))
+    for what, model in named:
+        yield what, model
+        for number, fallback in enumerate(model.fallbacks, 1):
+            yield f"{what}, fallback {number}", fallback
 
 
 def _model_folder(check: str, folder: Path, found: str) -> Finding:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from agents.breaker import Breaker
@@ -21,7 +22,7 @@ from schemas.errors import (
     ModelUnavailable,
     RateLimited,
 )
-from schemas.settings import Model, Rubric, Rule, Settings, Task, Worker
+from schemas.settings import Model, Refiner, Refining, Rubric, Rule, Settings, Task, Worker
 
 T = TypeVar("T")
 
@@ -334,6 +335,40 @@ def test_a_broken_task_holds_its_own_cases_and_the_stage_only_if_no_task_is_left
         await gather(*(call(models, f"b{n}", "task1") for n in range(5)))
         assert models.held("student")
         assert not models.held("judge")
+
+    run(models, work())
+
+
+def test_the_refiner_is_held_where_every_member_of_its_chain_is() -> None:
+    down = {"m/student"}
+    models = Endpoints(
+        settings_of("m/student"), lambda model, prompt: ModelUnavailable("no") if model in down else None
+    )
+    task = models._settings.tasks["task0"]
+    chain = (Refiner(by="student", rounds=1), Refiner(by="teacher"))
+    task = msgspec.structs.replace(task, refiner=Model(model="m/teacher", retries=0), refining=Refining(chain=chain))
+    both = msgspec.structs.replace(models._settings, tasks={"task0": task})
+    alone = msgspec.structs.replace(task, refiner=Model(), refining=Refining(chain=(Refiner(by="student"),)))
+
+    async def refine(case: str, **by: Any) -> str:
+        calling_for.set(case)
+        try:
+            deadline = asyncio.get_running_loop().time() + 2
+            await models.complete("refiner", "task0", [Message("user", case)], deadline=deadline, **by)
+            return "ok"
+        except ModelError:
+            return "failed"
+
+    async def work() -> None:
+        models._settings = both
+        await gather(*(refine(f"s{n}", by="student") for n in range(5)))
+        assert not models.held("refiner"), "cases whose turn is the teacher's go on"
+        models._settings = msgspec.structs.replace(both, tasks={"task0": alone})
+        assert models.held("refiner"), "with the student alone there is nobody left"
+        models._settings = both
+        down.add("m/teacher")
+        await gather(*(refine(f"t{n}") for n in range(5)))
+        assert models.held("refiner")
 
     run(models, work())
 

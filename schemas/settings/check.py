@@ -46,7 +46,11 @@ def check(settings: Settings, path: Path) -> None:
         check_rubric(task.rubric, f"{path}: tasks.{name}.rubric")
         check_panel(task.panel, task.judge.temperature, f"{path}: tasks.{name}")
         for judge in (*task.panel.judges, task.panel.tie_break):
-            _check_secrets(judge, f"{path}: tasks.{name}.panel")
+            for one in (judge, *judge.fallbacks):
+                _check_secrets(one, f"{path}: tasks.{name}.panel")
+            if judge.model.startswith("local/") and judge.model.removeprefix("local/") not in settings.local:
+                table = judge.model.replace("/", ".")
+                raise SettingsError(f"{path}: tasks.{name}.panel names {judge.model!r}, but there is no [{table}].")
         if task.rubric.needs_model and not task.judge.model:
             raise SettingsError(
                 f"{path}: tasks.{name} has no judge: set judge.model, or rubric.verifier, or a check for every rule."

@@ -104,9 +104,7 @@ def review_show(settings: Settings, case_id: str, as_json: bool) -> None:
         print_json(shown)
         return
     click.echo("\n".join(tell({"where": "gold set", "case": shown["case"]})))
-    row, pending = shown["case"], shown["pending"]
-    if row["review"]:
-        click.echo(f"review: {row['review']} by {row['reviewer']} at {row['reviewed_at']:%Y-%m-%d %H:%M UTC}")
+    pending = shown["pending"]
     if pending is not None:
         click.echo(f"decided, not yet in the gold set: {pending['decision']} by {pending['by']}")
     if shown["in_queue"]:

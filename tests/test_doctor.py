@@ -1,0 +1,37 @@
+"""What `goldstream doctor` says of the models that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.settings import load_settings
+from streams.doctor import _tasks
+
+TOML = """
+[tasks.toy]
+topics = ["log"]
+rubric.rules = [{ id = "kind", text = "Be kind." }]
+student = { model = "openai/s", api_key_env = "KEY_OF_STUDENT" }
+judge = { model = "openai/j", fallbacks = [{ model = "openai/f", api_key_env = "KEY_OF_FALLBACK" }] }
+refiner = { model = "openai/r" }
+strategist = { model = "openai/t" }
+
+[tasks.toy.panel]
+decide = "escalate"
+judges = [{ model = "anthropic/p", api_key_env = "KEY_OF_PANEL" }]
+tie_break = { model = "openai/b", api_key_env = "KEY_OF_TIE" }
+"""
+
+
+def test_every_key_that_a_task_needs_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "goldstream.toml"
+    path.write_text(TOML)
+    settings = load_settings(path, [], environ={})
+    monkeypatch.setenv("KEY_OF_TIE", "x")
+    said = {one.check.removeprefix("task toy: "): (one.result, one.remedy) for one in _tasks(settings)}
+    assert said["student"] == ("missing", "export KEY_OF_STUDENT")
+    assert said["judge, fallback 1"] == ("missing", "export KEY_OF_FALLBACK")
+    assert said["panel judge 1"] == ("missing", "export KEY_OF_PANEL")
+    assert said["tie-break judge"] == ("ok", "")
