@@ -47,10 +47,8 @@ class Hops:
             if attempt is not None and attempt.verdict is not None and not _has_verdict(before, attempt.round):
                 span.add_event("gen_ai.evaluation.result", self._verdict(attempt.verdict, attempt.round))
             _mark(span, case)
-        if case.outcome is None and not case.retry_stage:
-            return case
-        is_gone = case.outcome is not None and case.outcome.kind == "dropped"  # as a forgotten case is
-        return case if is_gone else _keeping(case, span)
+        is_at_rest = case.outcome is not None or case.retry_stage
+        return _keeping(case, span) if is_at_rest else case
 
     @contextlib.contextmanager
     def sending(self, topic: str, key: bytes) -> Iterator[list[tuple[str, bytes]]]:
@@ -138,8 +136,7 @@ class Hops:
         if span.is_recording():
             span.set_attribute("goldstream.to", topic)
         sending = start_sending(self._tracer, topic, case.case_id, span)
-        is_gone = case.outcome is not None and case.outcome.kind == "dropped"  # as a forgotten case is
-        return Relay(case if is_gone else _keeping(case, span), span, sending)
+        return Relay(_keeping(case, span), span, sending)
 
     def _verdict(self, verdict: Verdict, round: int) -> Attributes:
         found: Attributes = {
@@ -211,7 +208,9 @@ def _mark(span: Span, case: Case) -> None:
 
 
 def _keeping(case: Case, span: Span) -> Case:
-    """Returns a case that keeps a span's context for who reads it without headers."""
+    """Returns a case that keeps a span's context, for who reads it without headers; what is forgotten keeps nothing."""
+    if case.outcome is not None and case.outcome.kind == "dropped":
+        return case
     return msgspec.structs.replace(case, traceparent=parent_of(span).header)
 
 
