@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -40,6 +41,11 @@ def run_up(settings: Settings, processes: Sequence[str], options: Sequence[str],
         with Supervisor(settings, commands) as supervisor:
             supervisor.wait_ready()
             click.echo(f"running: {', '.join(processes)}. Logs in {settings.state / 'logs'}. Ctrl-C stops everything.")
+            if "dashboard" in processes:
+                from streams.dashboard.terminal import running_dashboard
+
+                for line in running_dashboard(settings, secret=sys.stdout.isatty()):
+                    click.echo(line)
             _watch(settings, supervisor, stop)
             click.echo("stopping ...")
     finally:

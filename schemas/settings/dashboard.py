@@ -16,7 +16,7 @@ class Dashboard(Section, frozen=True):
     """`goldstream dashboard`."""
 
     host: HostName = "127.0.0.1"  # beyond loopback, reading needs the token too
-    port: Port | Literal["auto"] = 8642  # "auto": any free port; the command prints it
+    port: Port | Literal["auto"] = 8642  # the first free one from there on; "auto": any free one. The command prints it
     # Names that browsers may call it by, besides loopback and `host`; a proxy's name, for example.
     names: tuple[HostName, ...] = ()
     refresh_s: Annotated[float, Meta(ge=0.5, le=300)] = 2.0

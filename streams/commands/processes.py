@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from schemas.settings import Settings
 
 
-PROCESSES = ("intake", "worker", "retries", "sink", "trainer", "rollout", "exporter")
+PROCESSES = ("intake", "worker", "retries", "sink", "trainer", "rollout", "dashboard", "exporter")
 
 
 @click.command()

@@ -42,14 +42,17 @@ class Live:
         page: asyncio.Queue[bytes] = asyncio.Queue(1)
         self._pages.add(page)
         try:
-            first = await asyncio.to_thread(poller.newest)
-            yield msgspec.json.encode(first)
+            told = msgspec.json.encode(await asyncio.to_thread(poller.newest))
+            yield told
             while True:
                 self._looked = time.monotonic()
                 try:
-                    yield await asyncio.wait_for(page.get(), min(PING_S, 2 * self._settings.dashboard.refresh_s))
+                    data = await asyncio.wait_for(page.get(), min(PING_S, 2 * self._settings.dashboard.refresh_s))
                 except TimeoutError:
-                    yield b""
+                    data = b""
+                if data != told:  # the first state may have been queued besides
+                    yield data
+                    told = data or told
         finally:
             self._pages.discard(page)
 

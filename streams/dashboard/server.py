@@ -9,7 +9,6 @@ import asyncio
 import errno
 import logging
 import re
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ log = logging.getLogger("goldstream.dashboard")
 REQUESTS = Counter("goldstream_dashboard_requests", "Requests the dashboard has answered, by status.", ("status",))
 PAGE = Path(__file__).with_name("page")
 MAX_BODY = 1_000_000
+TRIED_PORTS = 20  # from dashboard.port on
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; frame-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -157,15 +157,18 @@ def _page(name: str) -> web.StreamResponse:
 
 async def _listen(settings: Settings, runner: web.AppRunner) -> Place:
     chosen = settings.dashboard
-    host, wanted = chosen.host.strip("[]"), 0 if chosen.port == "auto" else chosen.port
-    try:
-        site = web.TCPSite(runner, host, wanted)
-        await site.start()
-    except (OSError, socket.gaierror) as error:
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        raise SettingsError(
-            f"the dashboard cannot listen on {host}, port {wanted}: {'it is taken' if taken else error}. Set "
-            'dashboard.port to a free port, or "auto" for any; dashboard.host to an address of this machine.'
-        ) from error
-    port: int = runner.addresses[0][1]
-    return Place(host, port)
+    host = chosen.host.strip("[]")
+    ports = range(chosen.port, min(chosen.port + TRIED_PORTS, 65536)) if isinstance(chosen.port, int) else range(1)
+    for port in ports:
+        try:
+            await web.TCPSite(runner, host, port).start()
+            return Place(host, runner.addresses[0][1])
+        except OSError as error:
+            refused = error
+            if error.errno != errno.EADDRINUSE:
+                break
+    raise SettingsError(
+        f"the dashboard cannot listen on {host}, port {ports[0] or 'any'}"
+        f"{f' to {port}' if port != ports[0] else ''}: {refused.strerror or refused}. Set dashboard.host to an address "
+        'of this machine and dashboard.port to a free port, or "auto" for any.'
+    )
