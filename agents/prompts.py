@@ -211,7 +211,7 @@ def read_json(text: str, type: type[_T]) -> _T:
         what = type.__name__.strip("_")
         raise BadAnswer(
             f"expected one JSON object ({what}) and nothing around it; found {len(text)} characters "
-            "that are not that. Does the endpoint enforce response_format?"
+            "that are not that. Does the endpoint enforce response_format, and is max_tokens large enough?"
         ) from None
     return found
 

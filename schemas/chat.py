@@ -69,14 +69,27 @@ def render_answer(
 _EMPTY_BLOCK = "<think>\n\n</think>\n\n"
 
 
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
+
 def strategy_text(strategy: Strategy) -> str:
     """Returns a strategy as the think block of pair B holds it."""
     return f"Mistake: {strategy.mistake}\nGuardrail: {strategy.guardrail}"
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """Splits a completion into (thinking, answer); an unclosed think block leaves no answer."""
-    if "</think>" in text:
+    """Splits a completion into (thinking, answer); an unclosed think block leaves no answer.
+
+    JSON that only speaks of the tags is an answer as a whole.
+    """
+    if "</think>" in text and not _is_json(text):
         thinking, _, answer = text.partition("</think>")
         return thinking.replace("<think>", "", 1).strip(), answer.strip()
     if text.lstrip().startswith("<think>"):

@@ -23,7 +23,7 @@ from agents.refiner import refine
 from agents.student import attempt, carried_over
 from agents.verifiers.tool_calls import check_calls
 from schemas.case import Attempt, Case, Message, Source, Verdict
-from schemas.chat import render_answer, render_prompt
+from schemas.chat import render_answer, render_prompt, split_thinking
 from schemas.outcomes import outcome_row, outcome_table
 from schemas.record import case_record
 from schemas.settings import CarryOver, LocalModel, Model, Rubric, Rule, Settings, Task
@@ -334,3 +334,9 @@ def test_a_holdout_case_knows_its_tools() -> None:
     assert offered_tools(toy(Model()).task("toy"), [HoldoutCase("x", [], case_record(a_case()))]) == [[TOOL]]
     hidden = toy(Model(), carry_over=CarryOver(tools=False)).task("toy")
     assert offered_tools(hidden, [HoldoutCase("x", [], case_record(a_case()))]) == [[]]
+
+
+def test_json_that_speaks_of_think_tags_is_an_answer_as_a_whole() -> None:
+    told = '{"violations": [{"rule": "a", "hinge": "</think>"}]}'
+    assert split_thinking(told) == ("", told)
+    assert split_thinking("{hm}</think>\n\nfine") == ("{hm}", "fine")

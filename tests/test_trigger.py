@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from toys import (
-    a_case,
-    add_gold,
-)
+from toys import STRATEGY, a_case, add_gold
 
+from schemas.case import Case, Review
 from schemas.gold import current_watermark
 from schemas.settings import Trainer
 from trainer.trigger import Arrivals, arrivals, due, is_quiet
@@ -32,6 +31,37 @@ def test_the_trigger_counts_corrected_gold_above_the_last_watermark_only(tmp_pat
     add_gold(tmp_path, [a_case("later", "red", "stop")])
     assert arrivals(tmp_path, "toy", {}, upto) == ((1, 1, 1), 4)
     assert arrivals(tmp_path, "toy", above, upto) == ((1, 1), 3)
+
+
+def test_a_row_written_anew_is_new_only_where_what_is_trained_of_it_changed(tmp_path: Path) -> None:
+    known = [a_case(str(n), "red", "stop", strategy=STRATEGY) for n in range(6)]
+    known.append(a_case("6", "red", kind="unresolved"))
+    add_gold(tmp_path, known)
+    above = current_watermark(tmp_path)
+
+    def anew(number: int, **changes: Any) -> Case:
+        return msgspec.structs.replace(known[number], epoch=1, **changes)
+
+    def edited(case: Case) -> Case:
+        last = msgspec.structs.replace(case.attempts[-1], text="halt")
+        return msgspec.structs.replace(case, attempts=(*case.attempts[:-1], last))
+
+    reviewed = Review(decision="accept", by="ann", at_ms=1)
+    add_gold(
+        tmp_path,
+        [
+            anew(0, strategy=msgspec.structs.replace(STRATEGY, id="s-1")),  # merged: another name, the same words
+            anew(1, review=reviewed),  # an expert agrees
+            anew(2, strategy=msgspec.structs.replace(STRATEGY, guardrail="leave it out")),  # reworded: pair B
+            edited(anew(3)),
+            anew(4).ended("unresolved", "judge", 1, "rejected"),
+            msgspec.structs.replace(a_case("6", "red", "stop"), epoch=1, review=reviewed),  # gold only now
+        ],
+    )
+    upto = current_watermark(tmp_path)
+    assert arrivals(tmp_path, "toy", above, upto).rows == 3
+    assert arrivals(tmp_path, "toy", above, upto, strategies=False).rows == 2, "without pair B no rewording counts"
+    assert arrivals(tmp_path, "toy", {}, upto).rows == 6
 
 
 NOON = 1_763_640_000_000  # 2025-11-20 12:00 UTC

@@ -149,7 +149,8 @@ class _TaskWatcher:
         if watermark != self.seen:
             line = list_adapters(self.settings.adapters, self.task, self.runner.base_sha256())
             above = line[-1].watermark if line else {}
-            self.new = arrivals(self.settings.gold, self.task, above, watermark)
+            pairs_b = trainer.recipe == "rgt" and trainer.pair_weights[1] > 0
+            self.new = arrivals(self.settings.gold, self.task, above, watermark, strategies=pairs_b)
             self.seen = watermark
             status.tell(state="idle", corrected=len(self.new.corrected_ms))
         last_ms = status.now.last_run_ms or status.now.since_ms

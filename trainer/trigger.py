@@ -28,16 +28,42 @@ class Arrivals(NamedTuple):
     rows: int  # those that passed at once included
 
 
-def arrivals(gold: Path, task: str, above: Mapping[int, int], upto: Watermark) -> Arrivals:
-    """Returns the gold train rows with above <= offset < upto in each partition."""
-    columns = ("outcome", "split", "corrected", "ended_at", "kafka_partition", "kafka_offset")
+def arrivals(gold: Path, task: str, above: Mapping[int, int], upto: Watermark, *, strategies: bool = True) -> Arrivals:
+    """Returns the gold train rows with above <= offset < upto in each partition.
+
+    A row written anew for a case that was gold below `above` already is new only where what is trained of it changed:
+    an expert's edit does, a reworded strategy does where `strategies` are trained on; a strategy's new name, or an
+    expert who agrees, does not.
+    """
+    columns = ("case_id", "epoch", "outcome", "split", "corrected", "ended_at", "kafka_partition", "kafka_offset")
     rows = read_outcomes(gold, columns, task=task, watermark=upto)
     rows = rows.filter(pc.and_(pc.equal(rows["outcome"], "gold"), pc.equal(rows["split"], "train")))
     places = zip(rows["kafka_partition"].to_pylist(), rows["kafka_offset"].to_pylist(), strict=True)
     rows = rows.filter(pa.array([offset >= above.get(partition, 0) for partition, offset in places], pa.bool_()))
+    again = rows.filter(pc.greater(rows["epoch"], 0))["case_id"].to_pylist()
+    if again:
+        same = _unchanged(gold, task, again, above, upto, strategies)
+        rows = rows.filter(pc.invert(pc.is_in(rows["case_id"], value_set=pa.array(sorted(same), pa.string()))))
     corrected = rows.filter(pc.fill_null(rows["corrected"], False))
     ended = pc.fill_null(pc.cast(corrected["ended_at"], "int64"), 0).to_pylist()
     return Arrivals(tuple(sorted(ended)), len(rows))
+
+
+def _unchanged(
+    gold: Path, task: str, case_ids: list[str], above: Mapping[int, int], upto: Watermark, strategies: bool
+) -> set[str]:
+    """Returns those of some cases that were gold at `above` with the text that they have at `upto`."""
+    texts = ("answer", "answer_tool_calls", *(("strategy_mistake", "strategy_guardrail") if strategies else ()))
+
+    def trained(watermark: Watermark) -> dict[str, tuple[str | None, ...]]:
+        rows = read_outcomes(gold, ("case_id", "outcome", "split", *texts), task=task, watermark=watermark)
+        wanted = pc.is_in(rows["case_id"], value_set=pa.array(case_ids, pa.string()))
+        gold_rows = pc.and_(pc.equal(rows["outcome"], "gold"), pc.equal(rows["split"], "train"))
+        found = rows.filter(pc.and_(wanted, gold_rows)).to_pylist()
+        return {row["case_id"]: tuple(row[name] for name in texts) for row in found}
+
+    before, now = trained(dict(above)), trained(upto)
+    return {case_id for case_id, text in now.items() if before.get(case_id) == text}
 
 
 def due(trainer: Trainer, new: Arrivals, *, last_ms: int, now_ms: int) -> str:
