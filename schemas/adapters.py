@@ -41,6 +41,7 @@ class AdapterManifest(msgspec.Struct, frozen=True, kw_only=True):
     revision: str  # git revision of Goldstream, "" where unknown
     created_ms: int
     parent: str = ""  # incumbent it was compared with
+    initial: str = ""  # version it went on from, "" for the base
     training: dict[str, float] = {}
 
 

@@ -60,7 +60,8 @@ def test_the_service_trains_gates_and_promotes_once_for_one_watermark(
     (manifest,) = list_adapters(registry, "toy")
     assert (manifest.rows, manifest.pairs, manifest.watermark, manifest.base) == (4, 8, {0: 8}, "tiny")
     assert (manifest.settings["rank"], manifest.training["steps"]) == (16, 30)
-    assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors", "steps.jsonl"}
+    kept = {"adapter_config.json", "adapter_model.safetensors", "steps.jsonl", "trained_on.parquet"}
+    assert set(manifest.files) == kept
     report = read_gate(registry, "toy", manifest.version)
     assert report is not None
     assert (report.decision, report.before, report.after) == ("promote", 0.0, 1.0)

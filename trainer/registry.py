@@ -36,6 +36,7 @@ from schemas.adapters import (
 )
 from schemas.errors import AdapterError, Overtaken, SetupError
 from schemas.faults import crash_point
+from schemas.lineage import TRAINED_ON
 from schemas.promotions import PromotedBy
 from schemas.promotions import Promotion as Promotion
 from schemas.promotions import promotions as promotions
@@ -44,7 +45,8 @@ from trainer.lease import lease as lease
 
 GATE, REPORT = "gate.json", "gate.html"
 REMOVED = "removed"
-PUBLISHED = ("adapter_config.json", "adapter_model.safetensors", "steps.jsonl")  # of what a run leaves behind
+# Of what a run leaves behind:
+PUBLISHED = ("adapter_config.json", "adapter_model.safetensors", "steps.jsonl", TRAINED_ON)
 LEFTOVER_AGE_S = 3600.0
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from schemas.adapters import AdapterManifest, adapter_folder
 from schemas.errors import AdapterError
 from schemas.faults import crash_point
+from schemas.lineage import TRAINED_ON
 from trainer.registry import (
     GATE,
     REMOVED,
@@ -23,7 +24,7 @@ from trainer.registry import (
     read_gate,
 )
 
-KEPT_FILES = ("manifest.json", GATE)  # of a removed version; gate.html goes too, for its texts
+KEPT_FILES = ("manifest.json", GATE, TRAINED_ON)  # of a removed version; gate.html goes too, for its texts
 
 
 class Candidate(NamedTuple):

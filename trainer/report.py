@@ -11,7 +11,7 @@ import difflib
 import html
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +76,21 @@ def render_page(
         *_examples(report, shown),
     ]
     return _PAGE.replace("TITLE", title).replace("BODY", "\n".join(part for part in parts if part))
+
+
+def without_examples(page: str, case_ids: Collection[str]) -> str:
+    """Returns a page as it was, but for the texts of some cases; that there was an example stays to be seen.
+
+    Every text on a page is escaped, so no example can end another's article or begin one.
+    """
+
+    def left(found: re.Match[str]) -> str:
+        if html.unescape(found[1]) not in names:
+            return found[0]
+        return "<article><p class=note>This case was forgotten.</p></article>"
+
+    names = {html.unescape(_text(case_id)) for case_id in case_ids}
+    return re.sub(r"<article><h3><span [^>]*>\w+</span> ([^<]*)</h3>.*?</article>", left, page, flags=re.DOTALL)
 
 
 def word_diff(before: str, after: str) -> tuple[str, str]:

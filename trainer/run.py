@@ -25,9 +25,11 @@ from schemas.settings import Settings, Trainer
 from trainer.base import MakeEngine, local_engine, student_base
 from trainer.contamination import uncontaminated
 from trainer.dataset import base_context, train_rows, training_data
+from trainer.erasure import erase_texts
 from trainer.gate import AnswerCache, Judge, run_gate
 from trainer.holdout import freeze_holdout, holdout_cases
 from trainer.lease import Fence, LeaseLost
+from trainer.lineage import ForgottenMeanwhile, refuse_forgotten, write_trained_on
 from trainer.pinned import Pinned, git_revision, keep_pinned, read_pinned
 from trainer.progress import ProgressReport
 from trainer.registry import (
@@ -102,6 +104,7 @@ class Runner:
         """
         settings, task, trainer = self.settings, self.task, self.settings.task(self.task).trainer
         clear_leftovers(settings.adapters, task)
+        erase_texts(settings, ())  # of who was forgotten since, perhaps on another machine
         pinned = killed or self._pin(trainer)  # 1
         folder = self.runs / pinned.version
         try:
@@ -266,6 +269,8 @@ class Runner:
             stats.first_loss,
             stats.last_loss,
         )
+        refuse_forgotten(settings.gold, task, {example.case_id for example in data.examples})
+        write_trained_on(folder / OUT, data.examples)
         return AdapterManifest(
             task=task,
             version=version,
@@ -280,6 +285,7 @@ class Runner:
             revision=pinned.revision,
             created_ms=int(time.time() * 1000),
             parent=pinned.parent,
+            initial=pinned.initial,
             training=msgspec.structs.asdict(stats) | {f"skipped_{r}": n for r, n in data.skipped.items()},
         )
 
@@ -377,9 +383,9 @@ class Runner:
 def would_fail_again(error: Exception) -> bool:
     """Tells whether a run on the same gold, settings and base would fail of this again.
 
-    It would not of a full disk, a judge that is down, a lease that was lost or a stop.
+    It would not of a full disk, a judge that is down, a lease that was lost, a stop, or a case forgotten meanwhile.
     """
-    passing = OSError | ModelError | SetupError | LeaseLost | Stopped
+    passing = OSError | ModelError | SetupError | LeaseLost | Stopped | ForgottenMeanwhile
     return not isinstance(error, passing)
 
 
