@@ -30,7 +30,7 @@ base = "{base}"
 rank = 16
 alpha = 32
 learning_rate = 1e-2
-epochs = 10
+epochs = 6
 batch_size = 8
 min_corrected_rows = 8
 max_overlap = 1.0
@@ -73,6 +73,7 @@ def monitored(
     models.answer = answer
     toml = STUB_TASK.format(topic=TOPIC, api_base=models.api_base) + MORE.format(base=base, vllm=vllm.url)
     toml = toml.replace("holdout_share = 0.0", "holdout_share = 0.3")
+    toml = toml.replace("event_deadline_s = 3", "event_deadline_s = 30")  # the gate's first call imports LiteLLM
     for role in ("student", "judge", "refiner", "strategist"):
         own = "max_tokens = 8\n" if role == "student" else ""
         toml = toml.replace(f"[tasks.toy.{role}]\n", f"[tasks.toy.{role}]\n{PRICE}{own}")

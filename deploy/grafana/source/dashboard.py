@@ -83,7 +83,7 @@ def variable(name: str, label: str, description: str, metric: str, of: str) -> J
 _DATASOURCE: Json = {
     "type": "datasource", "name": "datasource", "label": "Data source", "description": "The Prometheus that scrapes.",
     "query": "prometheus", "regex": "", "refresh": 1, "hide": 0, "skipUrlSync": False, "options": [],
-    "multi": False, "includeAll": False, "current": {},
+    "multi": False, "includeAll": False,
 }  # fmt: skip
 JOB = variable("job", "Job", "The scrape job: one factory, where you run several.", "goldstream_exporter_up", "job")
 TASK = variable("task", "Task", "The tasks of this factory.", 'goldstream_cases{job=~"$job"}', "task")

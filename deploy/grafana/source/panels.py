@@ -129,7 +129,10 @@ def table(
     `columns` names labels and queries in their order; what it leaves out is hidden.
     """
     asked = tuple(Query(expr, name, instant=True) for name, expr in queries.items())
-    defaults = {"custom": {"align": "auto", "cellOptions": {"type": "auto"}, "inspect": False, "filterable": True}}
+    defaults = {
+        "noValue": "none yet",
+        "custom": {"align": "auto", "cellOptions": {"type": "auto"}, "inspect": False, "filterable": True},
+    }
     options = {"showHeader": True, "cellHeight": "sm", "footer": _FOOTER, "sortBy": []}
     panel = _panel("table", title, description, asked, defaults, options, size)
     refs = {name: target["refId"] for name, target in zip(queries, panel["targets"], strict=True)}
@@ -189,7 +192,8 @@ def _target(query: Query, ref: str) -> Json:
 
 def _defaults(unit: str, steps: Steps, custom: Json, color: Json) -> Json:
     limits = [{"color": name, "value": value} for name, value in steps or ((GOOD, None),)]
-    found: Json = {"unit": unit, "color": color, "thresholds": {"mode": "absolute", "steps": limits}}
+    found: Json = {"unit": unit, "noValue": "none yet", "color": color}
+    found["thresholds"] = {"mode": "absolute", "steps": limits}
     return found | ({"custom": custom} if custom else {})
 
 

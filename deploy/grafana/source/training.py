@@ -230,7 +230,7 @@ def training() -> Dashboard:
         series(
             "vLLM servers",
             "By state; none for a student in process.",
-            Query(f"sum by (state) (goldstream_rollout_servers{{{T}}}) or vector(0)", "{{state}}"),
+            Query(f"sum by (state) (goldstream_rollout_servers{{{T}}})", "{{state}}"),
             stack=True,
             size=(8, 7),
         ),
