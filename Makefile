@@ -7,7 +7,7 @@ JARS := deploy/kafka/libs/.complete
 TRL := .goldstream/bench-trl
 PROMETHEUS ?= $(or $(shell command -v prometheus),$(CURDIR)/.goldstream/prometheus/usr/bin/prometheus)
 
-.PHONY: demo test test-full check setup kafka prometheus bench bench-intake bench-train metrics-page dashboards chaos clean
+.PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-train metrics-page dashboards chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -16,7 +16,7 @@ help: ## Show the targets
 demo: setup kafka ## The whole loop on a synthetic task, measured; JSON=FILE writes the figures
 	@$(BIN)/goldstream demo $(if $(JSON),--json $(JSON))
 
-test: setup kafka prometheus ## All tests, against a real broker
+test: setup kafka prometheus chromium ## All tests, against a real broker
 	@$(BIN)/python -m pytest
 
 test-full: setup $(TRL)/.ready ## The tests that need TRL, or the real vLLM server on the CPU; 6 GB and some minutes more
@@ -38,6 +38,9 @@ bench-intake: setup ## Records a second of each log shape that intake reads, on 
 metrics-page: setup kafka ## Writes deploy/metrics.md anew from the scrapes of a running factory; some minutes
 	@PYTHONPATH=tests $(BIN)/python tests/metrics_page.py
 
+screenshots: setup kafka chromium ## Pictures of the dashboard into .goldstream/screenshots; URL='http://127.0.0.1:8642/#token=...' of one that runs
+	@$(BIN)/python tests/screenshots.py $(if $(URL),'$(URL)')
+
 dashboards: setup ## Writes deploy/grafana/dashboards anew from deploy/grafana/source
 	@$(BIN)/python deploy/grafana/source/write.py
 
@@ -52,6 +55,9 @@ setup: $(READY) ## The virtual environment, with every version pinned
 kafka: $(JARS) ## Apache Kafka's jars, through Maven
 
 prometheus: $(PROMETHEUS) ## Prometheus and promtool for the tests, from Debian's package, unpacked and never installed; PROMETHEUS=/path
+
+chromium: ## A browser for the tests, from Debian's package; CHROMIUM=/path names another
+	@$(if $(CHROMIUM),true,tests/get_chromium.sh .goldstream/chromium)
 
 $(READY): pyproject.toml deploy/constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing. Install Python 3.11, or: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
