@@ -10,10 +10,10 @@ import { clock } from "./format.js";
  * @typedef {{x: number, kind: string, label: string, title: string}} Mark
  */
 
-const H = 232,
-  TOP = 34,
+const H = 240,
+  TOP = 42,
   BOTTOM = 26,
-  LEFT = 46;
+  LEFT = 54;
 
 /**
  * Returns a chart that draws itself for the width it gets.

@@ -1,7 +1,7 @@
 // What gold costs: per row over time, by role and model, and what the budgets leave.
 
 import { bar, timeChart } from "./charts.js";
-import { badge, cards, code, el, empty, table } from "./dom.js";
+import { badge, cards, code, el, empty } from "./dom.js";
 import { count, money, percent, words } from "./format.js";
 import { byTask } from "./quality.js";
 
@@ -84,20 +84,16 @@ export function roles(/** @type {any} */ cost) {
           text: `Rows of ended cases: ${money(cost.rows_usd)}. The ledger, with calls under way and repeated: ${money(cost.ledger_usd)}.`,
         });
   return [
-    el(
-      "div",
-      { class: "scroll", role: "region", tabindex: "0", "aria-label": "Cost by role and model" },
-      table(
-        "Cost by role and model",
-        [
-          { label: "Role" },
-          { label: "Model" },
-          { label: "Calls", numeric: true },
-          { label: "Tokens", numeric: true },
-          { label: "Cost", numeric: true },
-        ],
-        rows,
-      ),
+    cards(
+      "Cost by role and model",
+      [
+        { label: "Role" },
+        { label: "Model" },
+        { label: "Calls", numeric: true },
+        { label: "Tokens", numeric: true },
+        { label: "Cost", numeric: true },
+      ],
+      rows,
     ),
     ledger,
   ];
