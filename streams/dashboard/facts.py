@@ -1,8 +1,7 @@
 """The gold set as narrow tables in memory, kept up to date file by file: what the dashboard's figures are counted from.
 
 At the start everything is read once through the view `landed`; after that only landing files that are new. What no
-longer adds up is read anew as a whole: files that were compacted away before we read them, and every now and then
-because rows may have been erased.
+longer adds up is read anew as a whole: files that were compacted away before we read them, rows that were erased.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from schemas.gold import landing_folder, landing_partitions
 from streams.gold import open_gold
+from streams.landing import write_columns_file
 
 ANYWAY_S = 900.0  # after which everything is read again
 _MANY_FILES = 200  # new ones at once: everything is read again, without a list of them all
@@ -31,6 +31,7 @@ class Facts:
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._seen: dict[int, str] = {}  # partition -> newest landing file read
         self._again = 0.0
+        self._forgotten = 0
         self._redriven = False  # a case of a higher epoch has been seen
         self.tips: dict[int, int] = {}  # partition -> first offset that is not in the tables
         self.whole_readings = 0
@@ -42,10 +43,14 @@ class Facts:
         return self._connection
 
     def refresh(self) -> bool:
-        """Takes in what has landed since; returns whether anything has changed. Raises duckdb.Error and OSError."""
+        """Takes in what has landed since; returns whether anything has changed.
+
+        Raises duckdb.Error and OSError; the next call begins anew.
+        """
         names = _landed(self._gold)
         newest = {partition: files[-1] for partition, files in names.items() if files}
-        due = self._connection is None or time.monotonic() >= self._again
+        forgotten = _changed_at(self._gold / "forgotten" / "keys.parquet")
+        due = self._connection is None or time.monotonic() >= self._again or forgotten != self._forgotten
         if newest == self._seen and not due:
             return False
         new = [
@@ -56,11 +61,15 @@ class Facts:
         ]
         # The files of a partition follow each other without a gap, as long as the last one read is still there.
         gone = any(name not in names.get(partition, ()) for partition, name in self._seen.items())
-        if due or gone or len(new) > _MANY_FILES:
-            self._read_whole()
-        else:
-            self._take(new)
-        self._seen = newest
+        try:
+            if due or gone or len(new) > _MANY_FILES:
+                self._read_whole()
+            else:
+                self._take(new)
+        except BaseException:
+            self.close()  # half of it may be in the tables
+            raise
+        self._seen, self._forgotten = newest, forgotten
         return True
 
     def close(self) -> None:
@@ -75,23 +84,23 @@ class Facts:
         self._connection.execute("SET threads = 1")  # beside the sink and the workers, in no hurry
         self._connection.execute(_TABLES)
         self.tips, self._redriven = {}, False
-        self._add()
+        self._columns = write_columns_file(self._gold)
+        self._add("landed")
         self.whole_readings += 1
         self._again = time.monotonic() + ANYWAY_S
 
     def _take(self, paths: list[Path]) -> None:
         if paths:
-            quoted = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-            self.connection.execute(f"SET VARIABLE landing = [{quoted}]")
-            self._add()
+            files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in (self._columns, *paths))
+            self._add(_NEW.format(files=files))
 
-    def _add(self) -> None:
-        """Adds the rows of `landed` above the tips, and drops those of lower epochs."""
+    def _add(self, rows: str) -> None:
+        """Adds the rows above the tips, and drops those of lower epochs."""
         connection = self.connection
         above = " AND ".join(
             f"NOT (kafka_partition = {partition} AND kafka_offset < {tip})" for partition, tip in self.tips.items()
         )
-        connection.execute(_BATCH.format(above=above or "true"))
+        connection.execute(_BATCH.format(rows=rows, above=above or "true"))
         connection.execute(_INSERT)
         self._draw_new()
         (again,) = connection.execute("SELECT count(*) FROM batch WHERE epoch > 0").fetchone() or (0,)
@@ -119,6 +128,13 @@ class Facts:
             self.connection.register("new_draws", drawn)
             self.connection.execute("INSERT INTO draws SELECT * FROM new_draws")
             self.connection.unregister("new_draws")
+
+
+def _changed_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _landed(gold: Path) -> dict[int, list[str]]:
@@ -161,8 +177,16 @@ SELECT hash(case_id) AS id, case_id, epoch, kafka_partition AS part, kafka_offse
            'role': one.role, 'model': one.model, 'calls': one.calls, 'prompt_tokens': one.prompt_tokens,
            'completion_tokens': one.completion_tokens, 'usd': one.cost_usd
        }}) AS charges
-FROM landed WHERE {above}
+FROM {rows} WHERE {above}
 """
+
+# What the view `landed` shows of some landing files.
+_NEW = """(
+    SELECT stored.* FROM read_parquet([{files}], union_by_name = true, hive_partitioning = false) AS stored
+    ANTI JOIN (SELECT "partition", "offset" FROM forgotten WHERE kind = 'row') AS gone
+      ON stored.kafka_partition = gone."partition" AND stored.kafka_offset = gone."offset"
+    WHERE stored.reason IS DISTINCT FROM 'forgotten'
+)"""
 
 _INSERT = """
 INSERT INTO facts

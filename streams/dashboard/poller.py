@@ -41,7 +41,8 @@ from streams.review import draw
 log = logging.getLogger("goldstream.dashboard")
 
 LOOK_S = 10.0  # between two looks at the oldest records and at who reads
-GOLD_REST = 19  # times what counting the gold set took: a twentieth of a core at most
+REST = 19  # times the CPU that a reading took: a twentieth of a core at most
+REST_S = 0.2
 FIRST_S = 3.0  # for which the first state waits for every part
 STOP_S = 15.0
 _PARTS = ("kafka", "gold", "training")
@@ -69,9 +70,9 @@ class Poller:
         self._state: State | None = None
         refresh_s = settings.dashboard.refresh_s
         self._loops = [
-            _Loop("gold", refresh_s, GOLD_REST, self._read_gold, self._note),
-            _Loop("training", refresh_s, 9, self._read_training, self._note),
-            _Loop("kafka", refresh_s, 1, self._read_lag, self._note),
+            _Loop("gold", refresh_s, self._read_gold, self._note),
+            _Loop("training", refresh_s, self._read_training, self._note),
+            _Loop("kafka", refresh_s, self._read_lag, self._note),
         ]
         self._followers = [
             Follower(settings, ADAPTERS, self.announced.adapter),
@@ -266,11 +267,9 @@ class Poller:
 class _Loop:
     """A thread that reads again and again, and rests in between."""
 
-    def __init__(
-        self, name: str, every_s: float, rest: float, act: Callable[[], None], note: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, name: str, every_s: float, act: Callable[[], None], note: Callable[[str, str], None]) -> None:
         self.name, self.tried = name, threading.Event()
-        self._every_s, self._rest, self._act, self._note = every_s, rest, act, note
+        self._every_s, self._act, self._note = every_s, act, note
         self._stop = threading.Event()
         self._said = ""
         self._thread = threading.Thread(target=self._run, name=f"dashboard-{name}", daemon=True)
@@ -286,7 +285,7 @@ class _Loop:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            began, error = time.monotonic(), ""
+            began, worked, error = time.monotonic(), time.thread_time(), ""
             try:
                 self._act()
             except (GoldstreamError, OSError) as failed:
@@ -294,13 +293,13 @@ class _Loop:
             except Exception as failed:  # DuckDB's and Kafka's own; their text may quote a row
                 error = f"unexpected {type(failed).__name__}; the log of the dashboard may say more"
                 log.debug("traceback", exc_info=True)
-            took_s = time.monotonic() - began
+            took_s, worked_s = time.monotonic() - began, time.thread_time() - worked
             if error and error != self._said:
                 log.error("%s cannot be read, and is tried again: %s", self.name, error)
             self._said = error
             self.tried.set()
             self._note(self.name, error)
-            self._stop.wait(max(self._every_s - took_s, self._rest * took_s))
+            self._stop.wait(max(self._every_s - took_s, REST * worked_s, REST_S))
 
 
 def _now_ms() -> int:
