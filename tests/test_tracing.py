@@ -83,14 +83,17 @@ def ran(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
 
 
 def factory(settings: Settings, folder: Path) -> Supervisor:
-    """Returns intake, retries, the sink, and two workers with two roles each."""
+    """Returns intake, retries, the sink, and two workers: a case goes from one to the other and back.
+
+    Both are students too: a worker imports what it calls models with ahead of time only then.
+    """
     kafka = settings.kafka
     options = ["--config", str(folder / "goldstream.toml"), "--bootstrap-servers", kafka.bootstrap_servers]
     options += ["--set", f"kafka.topic_prefix={kafka.topic_prefix}", "--set", f"state_dir={settings.state}"]
     options += ["--set", f"worker.event_deadline_s={settings.worker.event_deadline_s}"]
     commands = {name: [name, *options] for name in ("intake", "retries", "sink")}
-    commands["worker-1"] = ["worker", "--stages", "student,refiner", *options]
-    commands["worker-2"] = ["worker", "--stages", "judge,strategist", *options]
+    commands["worker-1"] = ["worker", "--stages", "student,judge", *options]
+    commands["worker-2"] = ["worker", "--stages", "student,refiner,strategist", *options]
     return Supervisor(settings, commands)
 
 
