@@ -25,7 +25,7 @@ from schemas.settings import Settings, load_settings
 from streams.supervisor import Supervisor
 
 SIDES = ("in", "out")
-STREAM_SIDE = ("intake", "worker", "retries", "sink", "rollout", "exporter")
+STREAM_SIDE = ("intake", "worker", "retries", "sink", "rollout", "exporter", "dashboard")
 
 
 @pytest.fixture
@@ -51,6 +51,8 @@ def test_a_case_goes_through_the_services_of_compose(
         f"state_dir={tmp_path / 'state'}",
         "metrics.host=127.0.0.1",
         "metrics.port=free",
+        "dashboard.host=127.0.0.1",
+        "dashboard.port=auto",
         "kafka.partitions=2",
         "intake.start_at=earliest",
         "sink.seconds_per_file=0.3",
