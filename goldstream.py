@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from agents import outside
 from streams.commands import (
     admission,
     cost,
@@ -18,6 +21,7 @@ from streams.commands import (
     demo,
     dlq,
     exporter,
+    forget,
     gold,
     judge,
     lag,
@@ -31,6 +35,9 @@ from streams.commands import (
     strategies,
 )
 from trainer.commands import adapters, methods, service
+
+if TYPE_CHECKING:
+    from schemas.settings import Settings
 
 TRAINER_PACKAGES = ("accelerate", "peft", "safetensors", "torch", "transformers")  # the extra `trainer`
 
@@ -61,6 +68,7 @@ for module in (
     review,
     strategies,
     dlq,
+    forget,
     demo,
     service,
     adapters,
@@ -68,6 +76,26 @@ for module in (
 ):
     for command in module.COMMANDS:
         cli.add_command(command)
+
+
+def _erase_from_adapters(settings: Settings, case_ids: Collection[str], dry_run: bool) -> Any:
+    """Takes forgotten texts out of the trainer's files: streams, which forgets, knows nothing of them."""
+    from trainer.erasure import erase_texts
+
+    return erase_texts(settings, case_ids, dry_run)
+
+
+forget.erase_elsewhere.append(_erase_from_adapters)
+
+
+def _kept_budget(settings: Settings, budget: Any) -> Any:
+    """Keeps the budget of a gate or a replay with the workers': agents and trainer know nothing of the ledger."""
+    from streams.ledger import kept
+
+    return kept(settings, budget)
+
+
+outside.set_keeper(_kept_budget)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def places_of(gold: Path, forgotten: Forgotten, split_key: str) -> set[Place]:
         return set()
     columns = ", ".join(f'"{name}"' for name in MATCHED_ON)
     with open_gold(gold) as connection:
-        rows = connection.execute(f"SELECT {columns} FROM stored WHERE reason <> '{REASON}'").to_arrow_table()
+        rows = connection.sql(f"SELECT {columns} FROM stored WHERE reason <> '{REASON}'").to_arrow_table()
         found = _places(rows.filter(forgotten.mask(rows)))
         # Of these no hash is in the row: case ids, and traces of rows that were written before there was trace_key.
         for kind, column, where in (("case", "case_id", "true"), ("trace", "trace_id", "trace_key IS NULL")):
@@ -45,7 +45,7 @@ def places_of(gold: Path, forgotten: Forgotten, split_key: str) -> set[Place]:
                 continue
             query = f"""SELECT {column} AS id, created_at, kafka_partition, kafka_offset FROM stored
                         WHERE {where} AND {column} <> '' AND reason <> '{REASON}'"""
-            unhashed = connection.execute(query).to_arrow_table()
+            unhashed = connection.sql(query).to_arrow_table()
             found |= _places(_of_ids(unhashed, kind, forgotten, split_key))
     return found
 
