@@ -1,7 +1,7 @@
 """The index of ended cases of one partition: what has been written, and so what a new arrival is.
 
 All messages of a case_id lie in one partition of gs.outcomes, so the index needs no other. The
-sink rebuilds it from the landing files whenever it is given a partition.
+sink rebuilds it from compacted and landing files whenever it is given a partition.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 import msgspec
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from schemas.case import Case, Outcome, coordinates_id
 from schemas.forgotten import REASON, is_bare
-from schemas.gold import LandingFile
 
-_COLUMNS = [
+COLUMNS = (
     "case_id",
     "source_cluster",
     "source_topic",
@@ -25,8 +24,9 @@ _COLUMNS = [
     "source_index",
     "epoch",
     "body_sha256",
-]
+)
 _PLACE_BITS, _BODY_BITS = 96, 64
+_LOADED_ROWS = 20_000  # at a time, when the index is rebuilt
 
 
 class OutcomeIndex:
@@ -42,11 +42,11 @@ class OutcomeIndex:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def load(self, files: Iterable[LandingFile]) -> None:
-        """Adds every row of the files, in their order."""
-        for file in files:
-            columns = pq.ParquetFile(file.path).read(columns=_COLUMNS).to_pydict()
-            for case_id, *place, epoch, body in zip(*(columns[name] for name in _COLUMNS), strict=True):
+    def load(self, tables: Iterable[pa.Table]) -> None:
+        """Adds every row of the tables, which have COLUMNS."""
+        for batch in (batch for table in tables for batch in table.to_batches(max_chunksize=_LOADED_ROWS)):
+            columns = batch.to_pydict()
+            for case_id, *place, epoch, body in zip(*(columns[name] for name in COLUMNS), strict=True):
                 self._put(_digest(case_id), _pack(place, body, epoch))
 
     def admit(self, case: Case) -> Case | None:

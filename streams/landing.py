@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.errors import Fenced, GoldError
@@ -27,6 +28,7 @@ from schemas.gold import (
     landing_folder,
     landing_name,
     read_chain,
+    read_columns,
     sealed,
 )
 from schemas.manifests import Manifest, consistently, latest_manifest, manifest_numbers, manifest_path
@@ -130,6 +132,15 @@ class LandingChain:
                 temp.unlink(missing_ok=True)
         self.tip = end
         return target
+
+    def rows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yields columns of all rows of the partition as they were at opening, compacted ones first."""
+        for data in self.manifest.files:
+            if self.partition in data.offsets:
+                table = read_columns(self.gold / data.name, [*columns, "kafka_partition"])
+                yield table.filter(pc.equal(table["kafka_partition"], self.partition)).select(list(columns))
+        for file in self.files:
+            yield read_columns(file.path, columns)
 
     def _compacted(self, start: int) -> bool:
         """Tells whether an offset is below the watermark: its name is taken, even where its file has gone."""

@@ -18,7 +18,7 @@ from schemas.forgotten import Forgotten, bare_case, bare_row
 from schemas.measures import SINK_REPEATS
 from schemas.outcomes import outcome_row, outcome_table
 from schemas.settings import Sink as SinkSettings
-from streams.dedup import OutcomeIndex
+from streams.dedup import COLUMNS, OutcomeIndex
 from streams.landing import LandingChain
 from streams.measuring import count_written
 
@@ -58,7 +58,7 @@ class PartitionWriter:
         self.chain = chain
         self.start = self.end = start
         self.index = OutcomeIndex()
-        self.index.load(chain.files)
+        self.index.load(chain.rows(COLUMNS))
         self._cluster, self._topic = cluster, topic
         self._settings = settings
         self._clock = clock

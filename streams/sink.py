@@ -28,6 +28,7 @@ from schemas.settings import Settings
 from schemas.settings import Sink as SinkSettings
 from schemas.topics import OUTCOMES
 from streams.clients import client_name, make_consumer, subscribe
+from streams.compaction.keeper import Keeper
 from streams.forgetting.following import Remembered
 from streams.forgetting.writing import Erasing
 from streams.landing import LandingChain
@@ -268,6 +269,7 @@ def run_sink(settings: Settings, *, stop: threading.Event, ready: Callable[[], o
         session_timeout_ms=10_000,  # a killed sink is replaced soon; a slow one is fenced by the chain
         heartbeat_interval_ms=3_000,
     )
+    keeper = Keeper(settings.gold, settings.gold_set)
     watchdog = Watchdog(settings, [Membership(settings.topic("sink"), client_name("sink"), [topic])]).start()
     try:
         sink = Sink(
@@ -284,9 +286,11 @@ def run_sink(settings: Settings, *, stop: threading.Event, ready: Callable[[], o
         def check() -> None:
             watchdog.check()
             erasing.check()
+            keeper.tick()
 
         sink.run(stop, ready, check)
     finally:
+        keeper.stop()
         remembered.stop()
         watchdog.stop()
         consumer.close(autocommit=False, timeout_ms=_CLIENT_WAIT_MS)

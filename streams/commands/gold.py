@@ -1,4 +1,4 @@
-"""The gold set: gold sql, shell, stats, show, why, diff, watermark; gold export stands in streams/commands/export."""
+"""The gold set: gold sql, shell, stats, show, why, diff, watermark, compact; export stands in commands/export.py."""
 
 from __future__ import annotations
 
@@ -115,6 +115,40 @@ def gold_why(settings: Settings, case_id: str, as_of: str | None, as_json: bool)
         print_json(found)
     else:
         click.echo("\n".join(tell_why(found)))
+
+
+@gold.command("compact")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be rewritten.")
+@as_json
+@with_settings
+def gold_compact(settings: Settings, dry_run: bool, as_json: bool) -> None:
+    """Move landing files into few large ones and take out what is forgotten; the sink does it by itself when due.
+
+    Readers and the sink go on meanwhile. What was superseded is removed after gold.grace_s.
+    """
+    from streams.compaction.compact import compact
+
+    report = compact(settings.gold, settings.gold_set, dry_run=dry_run)
+    if as_json:
+        print_json(report)
+        return
+    if dry_run:
+        click.echo(f"would read {report.landing_files} landing files and merge {report.merged_files} compacted ones")
+        return
+    if report.written_files or report.landing_files:
+        click.echo(
+            f"{report.landing_files} landing files and {report.merged_files} compacted ones became "
+            f"{report.written_files} ({report.rows} rows, {report.bytes / 1e6:.1f} MB) in {report.seconds:.1f} s"
+        )
+    else:
+        click.echo("nothing to compact")
+    if report.erased_rows:
+        click.echo(f"{report.erased_rows} forgotten rows erased from the files that hold now")
+    gone, grace_s = report.removed, settings.gold_set.grace_s
+    click.echo(
+        f"manifest {report.manifest}: {report.files} files, {report.total_rows} rows; removed after {grace_s:g} s of "
+        f"grace: {gone.landing} landing files, {gone.files} compacted files, {gone.manifests} manifests"
+    )
 
 
 @gold.command("watermark")
