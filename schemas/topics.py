@@ -50,8 +50,11 @@ def topic_plan(settings: Settings) -> list[TopicPlan]:
     latest = {"cleanup.policy": "compact", "segment.ms": "3600000", "min.cleanable.dirty.ratio": "0.1"}
     ledger = {"cleanup.policy": "compact,delete", "retention.ms": str(LEDGER_DAYS * 86_400_000)}
 
+    # We always wait for all replicas in sync; that two are makes the loss of any one broker lose nothing.
+    safe = {"min.insync.replicas": "2"} if kafka.replication >= 3 else {}
+
     def plan(name: str, config: dict[str, str], carries: str, partitions: int = kafka.partitions) -> TopicPlan:
-        return TopicPlan(settings.topic(name), partitions, kafka.replication, config, carries)
+        return TopicPlan(settings.topic(name), partitions, kafka.replication, config | safe, carries)
 
     return [
         plan(PROMPTS, flow, "admitted cases, for the student"),
