@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,7 @@ class SecureListener(NamedTuple):
     authority: Path  # PEM certificate that clients trust
     username: str
     password: str
+    users: Mapping[str, str] = {}  # further ones with their passwords: they may do nothing until an ACL lets them
 
 
 def start_broker(settings: Settings, port: int = 0, secure: SecureListener | None = None) -> BrokerStatus:
@@ -235,7 +236,11 @@ def _configure(folder: Path, port: int, secure: SecureListener | None) -> Path:
 
 def _security(secure: SecureListener) -> dict[str, str]:
     login = "org.apache.kafka.common.security.scram.ScramLoginModule required"
-    return {
+    authorizer = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": f"User:{secure.username};User:ANONYMOUS",  # the latter: its own controller, over loopback
+    }
+    return (authorizer if secure.users else {}) | {
         "inter.broker.listener.name": "SASL_SSL",
         "ssl.keystore.type": "PKCS12",
         "ssl.keystore.location": str(secure.keystore.resolve()),
@@ -255,7 +260,8 @@ def _format(java: str, classpath: str, properties: Path, secure: SecureListener 
     cluster = subprocess.run([*tool, "random-uuid"], capture_output=True, text=True).stdout.strip().splitlines()[-1]
     words = [*tool, "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"]
     if secure:
-        words += ["--add-scram", f"SCRAM-SHA-512=[name={secure.username},password={secure.password}]"]
+        for name, password in {secure.username: secure.password, **secure.users}.items():
+            words += ["--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]"]
     result = subprocess.run(words, capture_output=True, text=True)
     if result.returncode != 0:
         raise BrokerError(f"Kafka's storage could not be formatted: {(result.stderr or result.stdout).strip()[-500:]}")

@@ -121,6 +121,25 @@ def topics_create(settings: Settings, sources: bool, as_json: bool) -> None:
             ensure_source_topic(settings, topic, settings.kafka.partitions)
 
 
+@topics.command("acls")
+@click.option("--process", help="Only this one's; default all.")
+@click.option("--principal", default="goldstream-{process}", show_default=True, help="How its user is called.")
+@click.option("--command-config", default="admin.properties", show_default=True, help="How kafka-acls gets in.")
+@as_json
+@with_settings
+def topics_acls(settings: Settings, process: str | None, principal: str, command_config: str, as_json: bool) -> None:
+    """Print the kafka-acls commands that let each process do what it must, and no more."""
+    from schemas.tables import print_table
+    from streams.acls import PRINCIPALS, accesses, kafka_acls
+
+    chosen = [process] if process else list(PRINCIPALS)
+    if as_json:
+        rows = [[name, *access] for name in chosen for access in accesses(settings, name)]
+        print_table(["process", "resource", "name", "operations"], rows, as_json=True)
+    else:
+        click.echo("\n".join(kafka_acls(settings, chosen, principal, command_config)))
+
+
 def _print_topics(states: Sequence[Any], as_json: bool) -> None:
     from schemas.tables import print_table
 

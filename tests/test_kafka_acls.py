@@ -1,0 +1,134 @@
+"""Every process with a user of its own and no rights but those `goldstream topics acls` names, on a real authorizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
+from pipeline import STUB_TASK, openai_record, outcomes, produce, toy_answer, wait_for
+from stub_models import StubModels
+from test_kafka_security import PASSWORD, USER, VARIABLE, keytool
+
+from schemas.kafka import client_options
+from schemas.settings import Settings, load_settings
+from streams.acls import PRINCIPALS, accesses, kafka_acls
+from streams.broker import SecureListener, start_broker, stop_broker
+from streams.clients import make_consumer
+from streams.lag import LagReader
+from streams.supervisor import Supervisor
+from streams.topics import create_topics, ensure_source_topic
+
+PROCESSES = ("intake", "worker", "retries", "sink", "rollout", "exporter")
+SOURCE = "acl-logs"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SecureListener, str]]:
+    """A real Kafka with an authorizer that knows a user for each process, none of whom may do anything yet."""
+    folder = tmp_path_factory.mktemp("acl")
+    store, authority = folder / "broker.p12", folder / "authority.pem"
+    opened = ["-keystore", str(store), "-storetype", "PKCS12", "-storepass", "only-for-tests", "-alias", "broker"]
+    subject = ["-dname", "CN=localhost", "-ext", "SAN=ip:127.0.0.1", "-ext", "bc=ca:true", "-validity", "30"]
+    keytool("-genkeypair", *opened, *subject, "-keyalg", "RSA", "-keysize", "2048")
+    keytool("-exportcert", "-rfc", *opened, "-file", str(authority))
+    users = {f"goldstream-{process}": PASSWORD for process in PRINCIPALS}
+    secure = SecureListener(store, "only-for-tests", authority, USER, PASSWORD, users)
+    settings = load_settings(None, [f"state_dir={folder / 'state'}"], environ={})
+    try:
+        yield secure, start_broker(settings, secure=secure).bootstrap_servers
+    finally:
+        stop_broker(settings)
+
+
+@pytest.fixture
+def config(guarded: tuple[SecureListener, str], models: StubModels, tmp_path: Path) -> Path:
+    """A settings file that all processes share; who they are stands in their environment."""
+    secure, address = guarded
+    path = tmp_path / "goldstream.toml"
+    path.write_text(
+        f'state_dir = "{tmp_path / "state"}"\n[kafka]\nbootstrap_servers = "{address}"\n'
+        f'partitions = 1\nsecurity_protocol = "SASL_SSL"\nsasl_mechanism = "SCRAM-SHA-512"\n'
+        f'sasl_password_env = "{VARIABLE}"\nssl_cafile = "{secure.authority}"\n'
+        + STUB_TASK.format(topic=SOURCE, api_base=models.api_base)
+    )
+    return path
+
+
+def settings_as(config: Path, user: str) -> Settings:
+    return load_settings(config, [f"kafka.sasl_username={user}"], environ={})
+
+
+def grant(settings: Settings, process: str) -> None:
+    """Gives a process's user the rights it is said to need."""
+    kinds = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP, "cluster": ResourceType.CLUSTER}
+    names = {"Read": "READ", "Write": "WRITE", "Create": "CREATE", "Describe": "DESCRIBE"}
+    names["DescribeConfigs"] = "DESCRIBE_CONFIGS"
+    rights = [
+        ACL(
+            principal=f"User:goldstream-{process}",
+            host="*",
+            operation=ACLOperation[names[operation]],
+            permission_type=ACLPermissionType.ALLOW,
+            resource_pattern=ResourcePattern(kinds[access.resource], access.name),
+        )
+        for access in accesses(settings, process)
+        for operation in access.operations
+    ]
+    admin = KafkaAdminClient(**client_options(settings))
+    try:
+        admin.create_acls(rights)
+    finally:
+        admin.close()
+
+
+def test_each_process_works_with_its_own_rights_and_no_others(
+    config: Path, models: StubModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.answer = toy_answer
+    monkeypatch.setenv(VARIABLE, PASSWORD)
+    admin = settings_as(config, USER)
+    with pytest.raises(Exception, match=r"(?i)authoriz"):
+        create_topics(settings_as(config, "goldstream-topics"))  # nobody may anything yet
+    for process in PRINCIPALS:
+        grant(admin, process)
+    create_topics(settings_as(config, "goldstream-topics"))
+    ensure_source_topic(settings_as(config, "goldstream-topics"), SOURCE, partitions=1)
+    produce(admin, SOURCE, [openai_record(f"question {n}", f"req-{n}") for n in range(10)])
+    supervisor = Supervisor(admin, {name: [name, "--config", str(config)] for name in PROCESSES})
+    for child in supervisor.children:
+        child.environment = {"GOLDSTREAM_KAFKA__SASL_USERNAME": f"goldstream-{child.name}"}
+    with supervisor:
+        supervisor.wait_ready()
+        wait_for(lambda: len(outcomes(admin)) >= 10, "all outcomes", supervisor)
+        logs = {child.name: child.log_path.read_text() for child in supervisor.children}
+    assert {row["outcome"] for row in outcomes(admin)} == {"gold"}
+    for name, text in logs.items():
+        assert "Authorization" not in text, f"{name}: {text}"
+    with LagReader(settings_as(config, "goldstream-exporter")) as lag:
+        assert {row.group for row in lag.read() if row.committed >= 0} >= {"intake", "student", "judge", "sink"}
+    # What a process has no business with it cannot do.
+    producer = KafkaProducer(**client_options(settings_as(config, "goldstream-rollout")))
+    try:
+        with pytest.raises(TopicAuthorizationFailedError):
+            producer.send(admin.topic("outcomes"), value=b"{}").get(timeout=20)
+    finally:
+        producer.close(timeout=5)
+    consumer = make_consumer(settings_as(config, "goldstream-intake"), "student")
+    try:
+        consumer.subscribe([admin.topic("prompts")])
+        with pytest.raises((GroupAuthorizationFailedError, TopicAuthorizationFailedError)):
+            consumer.poll(20_000)
+    finally:
+        consumer.close(autocommit=False)
+
+
+def test_the_commands_name_every_right_once(config: Path) -> None:
+    settings = settings_as(config, USER)
+    lines = list(kafka_acls(settings, PRINCIPALS, "gs-{process}", "admin.properties"))
+    assert len(lines) == len(set(lines)) == sum(len(accesses(settings, process)) for process in PRINCIPALS)
+    sink = "--allow-principal User:gs-sink --operation Read --group gs.sink"
+    assert [line for line in lines if line.endswith(sink)]
