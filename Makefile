@@ -7,7 +7,7 @@ JARS := deploy/kafka/libs/.complete
 TRL := .goldstream/bench-trl
 PROMETHEUS ?= $(or $(shell command -v prometheus),$(CURDIR)/.goldstream/prometheus/usr/bin/prometheus)
 
-.PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-train metrics-page dashboards chaos clean
+.PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-scale bench-train metrics-page dashboards chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -43,6 +43,9 @@ screenshots: setup kafka chromium ## Pictures of the dashboard into .goldstream/
 
 dashboards: setup ## Writes deploy/grafana/dashboards anew from deploy/grafana/source
 	@$(BIN)/python deploy/grafana/source/write.py
+
+bench-scale: setup kafka ## 1, 2 and 4 workers against a model of 1 s latency, and 512 calls in flight; JSON=FILE
+	@PYTHONPATH=tests $(BIN)/python tests/bench_scale.py $(if $(JSON),--json $(JSON)) $(ARGS)
 
 bench-train: $(TRL)/.ready ## Training cost against unshared prompts and TRL; JSON=FILE, ARGS="--device cuda --size 0.5b"
 	@$(TRL)/bin/python tests/bench_train.py $(if $(JSON),--json $(JSON)) $(ARGS)
