@@ -66,7 +66,9 @@ class Follower:
                 partitions = consumer.partitions_for_topic(self._topic)
                 if not partitions:
                     time.sleep(0.3)
-            tps = [TopicPartition(self._topic, p) for p in sorted(partitions or ())]
+            if not partitions:  # stopped before the topic was made
+                return
+            tps = [TopicPartition(self._topic, p) for p in sorted(partitions)]
             consumer.assign(tps)
             consumer.seek_to_beginning(*tps)
             ends = consumer.end_offsets(tps)

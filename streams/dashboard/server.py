@@ -105,7 +105,7 @@ def _guarded(access: Access) -> Any:
             response = failed(Refused(error.status, error.reason.lower()))
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
-        except ConnectionError:  # the page has gone
+        except (ConnectionResetError, BrokenPipeError):  # the page has gone
             raise
         except Exception as error:
             if not isinstance(error, Refused | GoldstreamError):  # its text may quote a row
