@@ -8,7 +8,6 @@ import msgspec
 
 from schemas.case import Spend
 from schemas.ledger import Entry, Line
-from schemas.settings import Role
 
 SLACK = 1e-9  # USD; sums of many small floats
 CALLS_AHEAD = 16  # a claim covers about this many calls, so that no call waits for the broker
@@ -31,7 +30,7 @@ class Account:
     has been read back from the ledger, and lowered before the lower claim is written.
     """
 
-    def __init__(self, day: str, task: str, role: Role) -> None:
+    def __init__(self, day: str, task: str, role: str) -> None:
         self.day, self.task, self.role = day, task, role
         self.usable = self.spent = self.reserved = 0.0  # USD
         self.short = 0.0  # USD that the last call would have needed beyond `usable`

@@ -20,7 +20,7 @@ from agents.account import CALLS_AHEAD, SLACK, Account, Call
 from agents.limits import Window
 from schemas.case import Spend
 from schemas.errors import BudgetHeld, OverBudget
-from schemas.ledger import Book, Entry
+from schemas.ledger import Book, Entry, base_role
 from schemas.settings import ROLES, Limits, Role, Settings
 
 log = logging.getLogger(__name__)
@@ -97,11 +97,11 @@ class Budget:
     def share(self, task: str, role: str) -> float:
         """Returns our part of a role's caps; of a task's, the mean over its roles, so that all workers' make one."""
         if role != ALL:
-            return self._shares[role]
+            return self._shares[base_role(role)]
         roles = [role for role in ROLES if self._settings.task(task).model(role).model] or list(ROLES)
         return sum(self._shares[role] for role in roles) / len(roles)
 
-    async def acquire(self, task: str, role: Role, call: Call, latest_s: float) -> Reservation:
+    async def acquire(self, task: str, role: str, call: Call, latest_s: float) -> Reservation:
         """Waits for leave to make a call. Raises BudgetHeld where that is later than `latest_s` on the loop's clock,
         or where the case would keep others waiting; OverBudget for a call that no day's cap allows."""
         loop = asyncio.get_running_loop()
@@ -116,26 +116,26 @@ class Budget:
                 return got
             late = loop.time() + got.wait_s >= latest_s
             if late or (got.wait_s > PATIENT_S and not self.held(role)):
-                raise BudgetHeld(f"{role} of {task} is held: {got.why}.", got.wait_s)
+                raise BudgetHeld(f"{base_role(role)} of {task} is held: {got.why}.", got.wait_s)
             self._waiting[task, role] += 1
             try:
                 await asyncio.sleep(min(max(got.wait_s, 0.01), 0.5))
             finally:
                 self._waiting[task, role] -= 1
 
-    def reserve(self, task: str, role: Role, call: Call) -> Reservation | Blocked:
+    def reserve(self, task: str, role: str, call: Call) -> Reservation | Blocked:
         """Reserves a call, or says why not."""
         self._latest[task, role] = call
         return self._blocked(task, role, call) or self.admit(task, role, call)
 
-    def limits(self, task: str, role: Role) -> bool:
+    def limits(self, task: str, role: str) -> bool:
         """Tells whether anything limits a task's calls in this role."""
         budget = self._settings.task(task).budget
-        return _any(budget) or _any(budget.limits(role))
+        return _any(budget) or _any(budget.limits(base_role(role)))
 
-    def admit(self, task: str, role: Role, call: Call) -> Reservation:
+    def admit(self, task: str, role: str, call: Call) -> Reservation:
         """Reserves a call without asking."""
-        for scope in (role, ALL):
+        for scope in (base_role(role), ALL):
             self._in_flight[task, scope] += 1
             for unit, amount in (("requests", 1), ("tokens", call.tokens)):
                 if window := self._windows.get((task, scope, unit)):
@@ -146,17 +146,17 @@ class Budget:
             self.wake()
         return Reservation(self, account, call)
 
-    def charge(self, task: str, role: Role, model: str, spend: Spend) -> None:
+    def charge(self, task: str, role: str, model: str, spend: Spend) -> None:
         """Notes a call that asked for no leave: a probe."""
         call = Call(model, 0, 0, 0.0)
         account = self.account(task, role)
         account.settle(call, spend)
 
-    def held(self, role: Role) -> bool:
+    def held(self, role: str) -> bool:
         """Tells whether no case of this role should be taken: every task's caps are used up."""
         return bool(self._settings.tasks) and all(self.is_held(task, role) for task in self._settings.tasks)
 
-    def is_held(self, task: str, role: Role) -> bool:
+    def is_held(self, task: str, role: str) -> bool:
         """Tells whether the next call of a task's role would have to wait, and notes since when and why."""
         if not self.limits(task, role):
             return False
@@ -167,7 +167,7 @@ class Budget:
         self._note(task, role, blocked)
         return blocked is not None
 
-    def why_held(self, task: str, role: Role) -> Held | None:
+    def why_held(self, task: str, role: str) -> Held | None:
         """Returns why cases waited when last asked, some seconds ago at most: caps per minute open and close."""
         held = self._held.get((task, role))
         return held if held and self.clock() - held.seen_s < 10 else None
@@ -176,7 +176,7 @@ class Budget:
         """Returns today's date, UTC."""
         return datetime.fromtimestamp(self.now_ms() / 1000, UTC).strftime("%Y-%m-%d")
 
-    def account(self, task: str, role: Role) -> Account:
+    def account(self, task: str, role: str) -> Account:
         """Returns today's account of a role."""
         key = self.day(), task, role
         account = self.accounts.get(key)
@@ -189,8 +189,8 @@ class Budget:
         day = self.day()
         ours = [one for one in list(self.accounts.values()) if (one.day, one.task) == (day, task)]
         theirs = [one for one in list(self.book.entries.values()) if (one.day, one.task) == (day, task)]
-        return sum(one.spent for one in ours if scope in (ALL, one.role)) + sum(
-            one.spent_usd for one in theirs if scope in (ALL, one.role) and one.writer != self.writer
+        return sum(one.spent for one in ours if scope in (ALL, base_role(one.role))) + sum(
+            one.spent_usd for one in theirs if scope in (ALL, base_role(one.role)) and one.writer != self.writer
         )
 
     def room(self, account: Account) -> float:
@@ -200,7 +200,7 @@ class Budget:
             ours = sum(
                 one.claimed
                 for one in self.accounts.values()
-                if (one.day, one.task) == (account.day, account.task) and (scope == ALL or one.role == scope)
+                if (one.day, one.task) == (account.day, account.task) and scope in (ALL, base_role(one.role))
             )
             others = self.book.claimed_usd(account.day, account.task, scope, besides=self.writer)
             left.append(cap - ours - others)
@@ -220,8 +220,8 @@ class Budget:
         if over > SLACK:
             account.dirty, account.written_s = True, float("-inf")  # give the excess back at once
 
-    def _blocked(self, task: str, role: Role, call: Call) -> Blocked | None:
-        budget, blocked = self._settings.task(task).budget, None
+    def _blocked(self, task: str, account: str, call: Call) -> Blocked | None:
+        budget, blocked, role = self._settings.task(task).budget, None, base_role(account)
         for scope, limits in ((role, budget.limits(role)), (ALL, budget)):
             whose = f"all roles of {task}" if scope == ALL else f"the {role} of {task}"
             if limits.calls_in_flight is not None:
@@ -234,9 +234,9 @@ class Budget:
                 if window and wait_s > (blocked.wait_s if blocked else 0.0):
                     most_a_minute = getattr(limits, f"{unit}_per_minute")
                     blocked = Blocked(f"{whose} may use {most_a_minute} {unit} a minute", wait_s)
-        return self._out_of_money(task, role, call) or blocked
+        return self._out_of_money(task, account, call) or blocked
 
-    def _out_of_money(self, task: str, role: Role, call: Call) -> Blocked | None:
+    def _out_of_money(self, task: str, role: str, call: Call) -> Blocked | None:
         caps = self.caps(task, role)
         if not caps:
             return None
@@ -249,7 +249,7 @@ class Budget:
         if short > room + asked + SLACK:
             account.short = 0.0
             scope = min(caps, key=lambda one: caps[one])
-            whose = f"all roles of {task}" if scope == ALL else f"the {role} of {task}"
+            whose = f"all roles of {task}" if scope == ALL else f"the {base_role(role)} of {task}"
             left = max(room + asked, 0.0)
             why = f"{whose} may spend {caps[scope]:.6g} USD a day, of which {left:.6g} are left unclaimed"
             if self._lent(account) > short - room - asked:
@@ -261,7 +261,7 @@ class Budget:
             return None
         account.short = short
         self.wake()
-        return Blocked(f"the {role} of {task} waits for the ledger to grant {short:.6g} USD", ASKED_S)
+        return Blocked(f"the {base_role(role)} of {task} waits for the ledger to grant {short:.6g} USD", ASKED_S)
 
     def _lent(self, account: Account) -> float:
         """Returns USD that other workers and roles claim, have not spent and may soon give back."""
@@ -278,15 +278,15 @@ class Budget:
     def _settle(self, account: Account, call: Call, spend: Spend | None, free: bool) -> None:
         account.settle(call, spend, free)
         used = call.tokens if spend is None else spend.prompt_tokens + spend.completion_tokens
-        for scope in (account.role, ALL):
+        for scope in (base_role(account.role), ALL):
             self._in_flight[account.task, scope] -= 1
             window = self._windows.get((account.task, scope, "tokens"))
             if window and used != call.tokens:
                 window.use(used - call.tokens)
 
-    def caps(self, task: str, role: Role) -> dict[str, float]:
+    def caps(self, task: str, role: str) -> dict[str, float]:
         """Returns the caps in money that a role's calls count against: its own, and under ALL the task's."""
-        budget = self._settings.task(task).budget
+        budget, role = self._settings.task(task).budget, base_role(role)
         caps = {role: budget.limits(role).usd_per_day, ALL: budget.usd_per_day}
         return {scope: cap for scope, cap in caps.items() if cap is not None}
 
@@ -300,7 +300,7 @@ class Budget:
                         window = self._windows.setdefault((name, scope, unit), Window(self.clock))
                         window.resize(limit * self.share(name, scope))
 
-    def _note(self, task: str, role: Role, blocked: Blocked | None) -> None:
+    def _note(self, task: str, role: str, blocked: Blocked | None) -> None:
         """Says once that a role's cases wait, and once that they go on; caps of a minute once a minute."""
         key, now = (task, role), self.clock()
         before = self._held.get(key)

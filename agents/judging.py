@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from agents.judge import judge_answer, load_rubric
 from agents.models import Models
+from agents.outside import PATIENT_S, Purpose, patiently, spending
 from agents.panel import seats
 from agents.verifiers.reference import Record
 from schemas.case import Message, Spend, Verdict
-from schemas.errors import ModelError
+from schemas.errors import BudgetHeld, ModelError
 from schemas.settings import Settings
 
 HOPELESS = 5  # so many failures in a row, with nothing judged yet, end it: a key or an address is wrong
@@ -51,39 +53,71 @@ async def judge_all(
     at_once: int = 8,
     max_calls: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
-    models: Models | None = None,
+    purpose: Purpose,
+    wait: bool = False,
 ) -> list[Judged]:
     """Judges items as the task's judge would; an item that no call is left for stays unjudged.
 
-    `progress` is told how many are done. Raises the ModelError that keeps everything from being judged.
+    The calls count against the task's budget as "judge/<purpose>". A cap of a minute is waited for; where a day's is
+    used up the rest stays unjudged, or with `wait` waits for the next day. `progress` is told how many are done. Raises
+    the ModelError that keeps everything from being judged.
     """
     load_rubric(settings.task(task).rubric)
+    if not calls_each(settings, task):
+        return await _judge_all(settings, task, items, None, at_once, max_calls, progress, 0.0)
+    models = Models(settings)
+    try:
+        longest_s = math.inf if wait else PATIENT_S
+        async with spending(settings, models, purpose):
+            return await _judge_all(settings, task, items, models, at_once, max_calls, progress, longest_s)
+    finally:
+        await models.close()
+
+
+async def _judge_all(
+    settings: Settings,
+    task: str,
+    items: Sequence[Item],
+    models: Models | None,
+    at_once: int,
+    max_calls: int | None,
+    progress: Callable[[int], None],
+    longest_s: float,
+) -> list[Judged]:
     most = calls_each(settings, task)
-    mine = models is None and most > 0
-    models = Models(settings) if mine else models
     results: list[Judged | None] = [None] * len(items)
-    slots, loop = asyncio.Semaphore(at_once), asyncio.get_running_loop()
+    slots = asyncio.Semaphore(at_once)
     calls = reserved = done = failures = 0
     judged = False
     hopeless: ModelError | None = None
+    held: BudgetHeld | None = None
 
     async def one(number: int) -> None:
-        nonlocal calls, reserved, done, failures, judged, hopeless
+        nonlocal calls, reserved, done, failures, judged, hopeless, held
         async with slots:
             if hopeless is not None:
+                return
+            if held is not None:
+                results[number] = Judged(None, f"not judged: {held}", Spend())
                 return
             if max_calls is not None and calls + reserved + most > max_calls:
                 results[number] = Judged(None, "not judged: --max-calls is reached", Spend())
                 return
             reserved += most
-            deadline = loop.time() + settings.worker.event_deadline_s
             item = items[number]
-            try:
-                verdict, spend = await judge_answer(
+
+            async def ask(deadline: float) -> tuple[Verdict, Spend]:
+                return await judge_answer(
                     settings, models, task, item.messages, item.answer, deadline=deadline, record=item.record
                 )
+
+            try:
+                verdict, spend = await patiently(ask, settings.worker.event_deadline_s, longest_s)
                 results[number] = Judged(verdict, "", spend)
                 judged, calls = True, calls + spend.calls
+            except BudgetHeld as error:
+                held = error
+                results[number] = Judged(None, f"not judged: {error}", error.spend or Spend())
             except ModelError as error:
                 spend = error.spend or Spend()
                 results[number] = Judged(None, f"{error.reason}: {error}", spend)
@@ -95,11 +129,7 @@ async def judge_all(
             done += 1
             progress(done)
 
-    try:
-        await asyncio.gather(*(one(number) for number in range(len(items))))
-    finally:
-        if mine and models is not None:
-            await models.close()
+    await asyncio.gather(*(one(number) for number in range(len(items))))
     if hopeless is not None:
         raise hopeless
     return [result or Judged(None, "not judged", Spend()) for result in results]

@@ -30,6 +30,7 @@ from agents.counting import Counted
 from agents.endpoints import PROBE, Endpoint, Endpoints, Key, key_of
 from agents.engines import Choose, Engines
 from agents.local import LocalEngine
+from agents.outside import calling_as
 from agents.prices import expected
 from agents.providers import call_engine, carried, failure, load_litellm
 from agents.routing import Routes
@@ -107,7 +108,7 @@ class Models:
             if left_s <= 0:
                 raise ModelTimeout(f"{role} of {task}: the deadline passed before {model.model} could be called.")
             reserved = None
-            if case_id:
+            if case_id or calling_as.get():
                 reserved = await self._reserved(role, task, model, messages, latest, told)
                 left_s = deadline - loop.time()
             timeout_s = min(sum(one.timeout_s for one in (model, *model.fallbacks)), left_s)
@@ -186,6 +187,10 @@ class Models:
                 if provider == "local":
                     await self._engines.get(name)
 
+    async def imported(self) -> None:
+        """Imports LiteLLM, so that the seconds this takes are no call's."""
+        await self._engines.made("litellm", load_litellm)
+
     async def close(self) -> None:
         """Stops the probes and the engines, and closes LiteLLM's connections."""
         self._endpoints.close()
@@ -218,11 +223,12 @@ class Models:
         """Waits for leave to make a call; raises BudgetHeld or OverBudget."""
         bill = billed.get()
         round = bill.round_of(role) if bill else 0
+        account = f"{role}/{purpose}" if (purpose := calling_as.get()) else role
         if not self.budget.limits(task, role):
-            return self.budget.admit(task, role, Call(model.model, round, 0, 0.0))
+            return self.budget.admit(task, account, Call(model.model, round, 0, 0.0))
         priced = self._settings.task(task).budget.caps_money(role)
         call = expected(model, messages, round, priced=priced, told=told)
-        return await self.budget.acquire(task, role, call, latest)
+        return await self.budget.acquire(task, account, call, latest)
 
     async def _charged(self, call: Awaitable[Completion], reserved: Reservation, role: Role) -> Completion:
         """Makes a call and charges it: what it cost, nothing if refused, what was reserved if it was cut short."""

@@ -6,6 +6,7 @@ Pair A must be trained on exactly the prompt that inference uses, so the local e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,8 +74,8 @@ def _is_json(text: str) -> bool:
     if not text.lstrip().startswith("{"):
         return False
     try:
-        msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        json.loads(text)
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -6,9 +6,11 @@ a cap holds; `goldstream cost` adds them up.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
+
+from schemas.settings.section import Role
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -22,6 +24,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cost_usd: float = 0.0
     unknown_calls: int = 0  # cut short: what they cost nobody said
     unknown_usd: float = 0.0  # what they may have cost, which counts as spent
+
+
+def base_role(role: str) -> Role:
+    """Returns the role whose caps hold for an entry: "judge" for "judge/gate", the calls of a gate."""
+    return cast(Role, role.partition("/")[0])
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -76,7 +83,9 @@ class Book:
         return sum(
             entry.claimed_usd
             for entry in self.entries.values()
-            if (entry.day, entry.task) == (day, task) and (not role or entry.role == role) and entry.writer != besides
+            if (entry.day, entry.task) == (day, task)
+            and role in ("", base_role(entry.role))
+            and entry.writer != besides
         )
 
     def forget_before(self, day: str) -> None:

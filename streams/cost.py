@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from schemas.errors import BrokerError
-from schemas.ledger import Book
+from schemas.ledger import Book, base_role
 from schemas.settings import ROLES, Settings
 from streams.gold import open_gold
 from streams.ledger import read_ledger
@@ -223,7 +223,7 @@ def caps(settings: Settings, book: Book) -> list[CapRow]:
                 spent = sum(
                     entry.spent_usd
                     for entry in book.entries.values()
-                    if (entry.day, entry.task) == (day, name) and (not role or entry.role == role)
+                    if (entry.day, entry.task) == (day, name) and role in ("", base_role(entry.role))
                 )
                 left = max(limits.usd_per_day - claimed, 0.0)
                 rows.append(
@@ -260,6 +260,22 @@ def _gold(gold: Path, since: str, called: list[Charged]) -> list[GoldRow]:
 
 
 def _difference(
+    called: list[Charged], ended: list[Charged], ledger_usd: float, rows_usd: float, unknown_usd: float
+) -> str:
+    outside = [one for one in called if "/" in one.role]  # of no case: they end in no row
+    called = [one for one in called if "/" not in one.role]
+    outside_usd = sum(one.usd + one.unknown_usd for one in outside)
+    ledger_usd, unknown_usd = ledger_usd - outside_usd, unknown_usd - sum(one.unknown_usd for one in outside)
+    told = _of_cases(called, ended, ledger_usd, rows_usd, unknown_usd)
+    if outside:
+        told += (
+            f" Besides, {sum(one.calls for one in outside)} calls for {outside_usd:.6g} USD were made for gates, "
+            "replays and calibrations, which end in no row."
+        )
+    return told
+
+
+def _of_cases(
     called: list[Charged], ended: list[Charged], ledger_usd: float, rows_usd: float, unknown_usd: float
 ) -> str:
     calls, rows_calls = sum(one.calls for one in called), sum(one.calls for one in ended)

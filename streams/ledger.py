@@ -29,7 +29,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -37,8 +38,9 @@ from kafka.errors import KafkaError
 
 from agents.account import SLACK, Account
 from agents.budget import Budget, Held
+from schemas.errors import BrokerError
 from schemas.ledger import Book, Entry, decode_entry, encode_entry
-from schemas.settings import Role, Settings
+from schemas.settings import ROLES, Role, Settings
 from schemas.topics import LEDGER, STAGE_INPUT
 from streams.clients import make_consumer, make_producer
 from streams.follow import Follower
@@ -174,6 +176,28 @@ class Ledger:
         elif not self._warned and entry.day > budget.day():
             self._warned = True
             log.warning("another worker writes of %s, here it is %s; are the clocks right?", entry.day, budget.day())
+
+
+@asynccontextmanager
+async def kept(settings: Settings, budget: Budget) -> AsyncIterator[None]:
+    """Keeps a budget with everybody else's while a block runs outside the stream (agents.outside).
+
+    Without a cap in money the calls go on where no Kafka answers, and are not in the ledger; with one, BrokerError.
+    """
+    try:
+        await asyncio.to_thread(partition_counts, settings)  # says at once where no Kafka answers
+        ledger = Ledger(settings, budget)
+        await ledger.start()
+    except BrokerError as error:
+        if any(task.budget.caps_money(role) for task in settings.tasks.values() for role in ROLES):
+            raise
+        log.warning("these calls are not counted in the ledger: %s", error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        await ledger.stop()
 
 
 def read_ledger(settings: Settings, timeout_s: float = 60.0) -> Book:

@@ -133,6 +133,7 @@ async def replay(
     max_calls: int | None = None,
     programs_only: bool = False,
     progress: Callable[[int], None] = lambda done: None,
+    wait: bool = False,
 ) -> Replay:
     """Judges attempts again by `rubric`; with `programs_only` what a model had found of the rubric's rules stands."""
     started = time.monotonic()
@@ -142,7 +143,9 @@ async def replay(
         judged = await _by_programs(rubric, attempts, progress)
     else:
         items = [Item(one.messages, one.text, one.record) for one in attempts]
-        judged = await judge_all(changed, task, items, at_once=at_once, max_calls=max_calls, progress=progress)
+        judged = await judge_all(
+            changed, task, items, at_once=at_once, max_calls=max_calls, progress=progress, purpose="replay", wait=wait
+        )
     older = older_rules(settings, task, {one.rubric for one in attempts})
     return compare(task, rubric, older, attempts, judged, time.monotonic() - started)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from schemas.adapters import Comparison, GateExample, GateReport, adapter_folder
 from schemas.case import Message, Verdict, Violation
-from schemas.errors import ModelError, ModelRefused, ModelUnavailable
+from schemas.errors import BudgetHeld, ModelError, ModelRefused, ModelUnavailable
 from schemas.settings import Settings, Task
 from schemas.tools import read_answer, template_tools
 from trainer.holdout import HoldoutCase, holdout_sha256
@@ -28,6 +28,7 @@ Judge = Callable[[Sequence[Message], str], Awaitable[Verdict]]
 Record = Mapping[str, Any] | None  # what checks may compare with: schemas.record
 Side = tuple[str, bool]  # version ("" for the base), thinking
 AnswerCache = dict[Side, dict[str, str]]  # side -> case id -> answer
+VerdictCache = dict[tuple[str, str, str], Verdict]  # (rubric, case id, answer) -> verdict
 
 
 class TaskJudge(Protocol):
@@ -99,12 +100,14 @@ def run_gate(
     incumbent: str,
     judge: Judge | None = None,
     cache: AnswerCache | None = None,
+    judged: VerdictCache | None = None,
 ) -> GateResult:
     """Compares a candidate version with the incumbent ("" for the base) on the frozen holdout.
 
-    `judge` is by default the task's own, from agents; `cache` keeps answers between gates of one base. A case that
-    the judge cannot judge for either side counts for neither. Raises AdapterError for an adapter that must not be
-    loaded, ModelUnavailable where too few cases could be judged to decide anything.
+    `judge` is by default the task's own, from agents; `cache` keeps answers between gates of one base, `judged` the
+    verdicts of a gate that was broken off, so that they are not paid for twice. A case that the judge cannot judge for
+    either side counts for neither. Raises AdapterError for an adapter that must not be loaded, ModelUnavailable where
+    too few cases could be judged to decide anything, BudgetHeld where the task's budget of the day is used up before.
     """
     started = time.monotonic()
     gate = settings.task(task).gate
@@ -120,7 +123,7 @@ def run_gate(
         answers = {side: _answers(settings, task, engine, cases, side, cache) for side in sides}
         for stale in cache.keys() - answers.keys():
             del cache[stale]
-        verdicts = asyncio.run(_judge_all(settings, task, judge, cases, answers))
+        verdicts = asyncio.run(_judge_all(settings, task, judge, cases, answers, {} if judged is None else judged))
         both = _judged_on_both(cases, verdicts[old], verdicts[new])
         if len(both) < gate.min_holdout:
             raise ModelUnavailable(
@@ -208,10 +211,13 @@ def choose_examples(
 def task_judge(settings: Settings, task: str, models: Any = None) -> TaskJudge:
     """Returns the judge of a task as production judges it; without a verifier it needs agents.models.Models."""
     from agents.judge import judge_answer  # trainer/ imports without the agents' dependencies
+    from agents.outside import patiently
 
     async def judge(messages: Sequence[Message], answer: str, record: Record = None) -> Verdict:
-        deadline = asyncio.get_running_loop().time() + settings.worker.event_deadline_s
-        verdict, _ = await judge_answer(settings, models, task, messages, answer, deadline=deadline, record=record)
+        async def ask(deadline: float) -> tuple[Verdict, Any]:
+            return await judge_answer(settings, models, task, messages, answer, deadline=deadline, record=record)
+
+        verdict, _ = await patiently(ask, settings.worker.event_deadline_s)
         return verdict
 
     return judge
@@ -275,8 +281,12 @@ async def _judge_all(
     judge: Judge | None,
     cases: Sequence[HoldoutCase],
     answers: Mapping[Side, Mapping[str, str]],
+    known: VerdictCache,
 ) -> dict[Side, dict[str, Verdict]]:
-    """Returns side -> case id -> verdict, without the cases that have no answer or cannot be judged."""
+    """Returns side -> case id -> verdict, without the cases that have no answer or cannot be judged.
+
+    Raises BudgetHeld where a cap of the day is used up; `known` has what was judged until then.
+    """
     models = None
     if judge is None and settings.task(task).rubric.needs_model:
         from agents.models import Models
@@ -285,19 +295,40 @@ async def _judge_all(
     own = task_judge(settings, task, models)
     verdicts: dict[Side, dict[str, Verdict]] = {side: {} for side in answers}
     at_once = asyncio.Semaphore(JUDGED_AT_ONCE)
+    rubric = settings.task(task).rubric.version()
+    held: BudgetHeld | None = None
 
     async def one(side: Side, case: HoldoutCase) -> None:
+        nonlocal held
         async with at_once:
             text = answers[side][case.case_id]
-            with suppress(ModelError):
-                told = judge(case.messages, text) if judge else own(case.messages, text, case.record)
-                verdicts[side][case.case_id] = await told
+            key = (rubric, case.case_id, text)
+            if key not in known and held is None:
+                try:
+                    told = judge(case.messages, text) if judge else own(case.messages, text, case.record)
+                    known[key] = await told
+                except BudgetHeld as error:
+                    held = error
+                except ModelError:
+                    return
+            if key in known:
+                verdicts[side][case.case_id] = known[key]
 
-    try:
-        await asyncio.gather(*(one(side, case) for side in answers for case in cases if case.case_id in answers[side]))
-    finally:
-        if models is not None:
+    asked = (one(side, case) for side in answers for case in cases if case.case_id in answers[side])
+    if models is None:
+        await asyncio.gather(*asked)
+    else:
+        from agents.outside import spending
+
+        try:
+            async with spending(settings, models, "gate"):
+                await asyncio.gather(*asked)
+        finally:
             await models.close()
+    if held is not None:
+        raise BudgetHeld(
+            f"the gate is not done: {held} It goes on by itself, with what is judged already.", held.wait_s
+        )
     return verdicts
 
 

@@ -26,7 +26,7 @@ from trainer.base import MakeEngine, local_engine, student_base
 from trainer.contamination import uncontaminated
 from trainer.dataset import base_context, train_rows, training_data
 from trainer.erasure import erase_texts
-from trainer.gate import AnswerCache, Judge, run_gate
+from trainer.gate import AnswerCache, Judge, VerdictCache, run_gate
 from trainer.holdout import freeze_holdout, holdout_cases
 from trainer.lease import Fence, LeaseLost
 from trainer.lineage import ForgottenMeanwhile, refuse_forgotten, write_trained_on
@@ -82,6 +82,7 @@ class Runner:
         self.status = StatusFile(settings, task)
         self.runs = settings.state / "trainer" / "runs" / task
         self.cache: AnswerCache = {}
+        self.judged: VerdictCache = {}  # by a gate that was broken off
         self.cache_base = ""  # the base the cached answers came from
         self.pinned: Pinned | None = None
         self.report = ProgressReport(task)
@@ -178,9 +179,11 @@ class Runner:
                 incumbent=self._usable_incumbent(engine.base_sha256),
                 judge=self.judge,
                 cache=self.cache,
+                judged=self.judged,
             )
         finally:
             engine.close()
+        self.judged = {}  # each gate asks its judge anew
         page = render_page(
             report,
             manifest,

@@ -23,6 +23,8 @@ max_calls = click.option(
     "--max-calls", default=5000, show_default=True, type=click.IntRange(min=0), help="Model calls at most."
 )
 
+wait = click.option("--wait", is_flag=True, help="Where the day's budget is used up, go on when the next day begins.")
+
 
 @click.group()
 def judge() -> None:
@@ -52,7 +54,7 @@ def judge_test(settings: Settings, file: Path, task: str | None, as_json: bool) 
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise LabelError(f"{file}: not one JSON object ({error})") from None
     one = read_example(record, str(file), labelled=False)
-    (found,) = asyncio.run(judge_all(settings, task, [Item(one.messages, one.answer, one.record)]))
+    (found,) = asyncio.run(judge_all(settings, task, [Item(one.messages, one.answer, one.record)], purpose="test"))
     if found.verdict is None:
         raise click.ClickException(f"no verdict: {found.error}")
     if as_json:
@@ -77,6 +79,7 @@ def judge_test(settings: Settings, file: Path, task: str | None, as_json: bool) 
 @click.option("--show", default=10, show_default=True, type=click.IntRange(min=0), help="Disagreements to print.")
 @at_once
 @max_calls
+@wait
 @as_json
 @with_settings
 def judge_calibrate(
@@ -88,6 +91,7 @@ def judge_calibrate(
     show: int,
     at_once: int,
     max_calls: int,
+    wait: bool,
     as_json: bool,
 ) -> None:
     """Measure a task's judge against answers that experts have labelled: FILE is JSONL or Parquet.
@@ -106,7 +110,16 @@ def judge_calibrate(
     items = [Item(one.messages, one.answer, one.record) for one in examples]
     with progress_bar(settings, task, len(items)) as bar:
         judged = asyncio.run(
-            judge_all(settings, task, items, at_once=at_once, max_calls=max_calls, progress=lambda done: bar.update(1))
+            judge_all(
+                settings,
+                task,
+                items,
+                at_once=at_once,
+                max_calls=max_calls,
+                progress=lambda done: bar.update(1),
+                purpose="calibrate",
+                wait=wait,
+            )
         )
     found = calibrate(examples, [one.verdict for one in judged], good)
     differing = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from schemas.commandline import as_json, one_task, print_json, with_settings
-from streams.commands.judge import FILE, at_once, max_calls, print_errors, progress_bar, told_cost
+from streams.commands.judge import FILE, at_once, max_calls, print_errors, progress_bar, told_cost, wait
 
 if TYPE_CHECKING:
     from schemas.settings import Rubric, Settings
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--show", default=20, show_default=True, type=click.IntRange(min=0), help="Flips to print.")
 @at_once
 @max_calls
+@wait
 @as_json
 @with_settings
 def replay(
@@ -43,6 +44,7 @@ def replay(
     show: int,
     at_once: int,
     max_calls: int,
+    wait: bool,
     as_json: bool,
 ) -> None:
     """Judge stored attempts again under another rubric, and show which rows would flip. Writes nothing."""
@@ -66,6 +68,7 @@ def replay(
                 max_calls=max_calls,
                 programs_only=programs_only,
                 progress=lambda done: bar.update(1),
+                wait=wait,
             )
         )
     if as_json:
