@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from schemas.adapters import VERSION, AdapterRecord, GateReport
-from schemas.commands import PAUSABLE, Pause
+from schemas.commands import PAUSABLE, read_pause
 from schemas.metrics import Labels
 from schemas.settings import Settings
 from schemas.status import read_rollout_status, read_trainer_status
@@ -109,9 +109,8 @@ class Announced:
 
     def command(self, key: bytes, value: bytes) -> None:
         """Takes a record of gs.commands."""
-        try:
-            pause = msgspec.json.decode(value, type=Pause)
-        except msgspec.DecodeError:
+        pause = read_pause(key, value)
+        if pause is None:
             return
         self._paused[pause.stage,] = float(pause.paused)
         f.STAGE_PAUSED.set(self._paused)
