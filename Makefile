@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JARS := deploy/kafka/libs/.complete
 TRL := .goldstream/bench-trl
-PROMETHEUS ?= $(or $(shell command -v prometheus),$(CURDIR)/.goldstream/prometheus/usr/bin/prometheus)
+UNPACKED := .goldstream/prometheus/usr/bin/prometheus
+PROMETHEUS ?= $(or $(shell command -v prometheus),$(UNPACKED))
 
 .PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-scale bench-train metrics-page dashboards chaos clean
 .DEFAULT_GOAL := help
@@ -57,7 +58,8 @@ chaos: setup kafka ## Every fault while cases flow, then count; JSON=FILE CASES=
 setup: $(READY) ## The virtual environment, with every version pinned
 kafka: $(JARS) ## Apache Kafka's jars, through Maven
 
-prometheus: $(PROMETHEUS) ## Prometheus and promtool for the tests, from Debian's package, unpacked and never installed; PROMETHEUS=/path
+prometheus: $(filter $(UNPACKED),$(PROMETHEUS)) ## Prometheus and promtool for the tests, from Debian's package, unpacked and never installed; PROMETHEUS=/path
+	@test "$(PROMETHEUS)" = $(UNPACKED) -o -x "$(PROMETHEUS)" || { echo "error: there is no $(PROMETHEUS). PROMETHEUS=/path/to/prometheus names the program, with promtool beside it"; exit 1; }
 
 chromium: ## A browser for the tests, from Debian's package; CHROMIUM=/path names another
 	@$(if $(CHROMIUM),true,tests/get_chromium.sh .goldstream/chromium)
@@ -89,7 +91,7 @@ $(JARS): deploy/kafka/pom.xml
 	@touch $@
 
 # Without it the tests that need it are skipped, and say so.
-$(PROMETHEUS):
+$(UNPACKED):
 	@if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then \
 		echo "fetching Debian's package of Prometheus (19 MB)"; mkdir -p .goldstream/prometheus && cd .goldstream/prometheus \
 		&& apt-get -q -o APT::Sandbox::User=$$(id -un) download prometheus >/dev/null \

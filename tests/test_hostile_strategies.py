@@ -82,6 +82,3 @@ def test_a_strategy_quoted_inside_other_text_is_not_read() -> None:
     assert read_strategy(good, "m") == Strategy("Was curt.", "Ask kindly.", "m")
     for text in (f"The draft proposes {good}.", f"{good}{good}", good.replace('"guardrail"', '"mistake"'), ""):
         assert read_strategy(text, "m") is None
-
-
-# Names and ids
