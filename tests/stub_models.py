@@ -36,11 +36,12 @@ class _Server(ThreadingHTTPServer):
 
 
 class StubModels:
-    """The server. `answer` may be replaced at any time; `requests` keeps every request body."""
+    """The server. `answer` may be replaced at any time; `requests` and `headers` keep what every request held."""
 
     def __init__(self, answer: Answer = lambda request: Reply()) -> None:
         self.answer = answer
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []  # names in lower case
         self._stopping = threading.Event()
         self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -70,6 +71,7 @@ class StubModels:
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 stub.requests.append(request)
+                stub.headers.append({name.lower(): value for name, value in self.headers.items()})
                 reply = stub.answer(request)
                 if reply.hang_s and stub._stopping.wait(reply.hang_s):
                     return

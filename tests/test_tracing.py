@@ -37,6 +37,7 @@ class Ran(NamedTuple):
 
     collector: Collector
     rows: dict[str, dict[str, Any]]
+    asked_with: list[dict[str, str]]  # the headers of each model call
 
     def trace(self, case_id: str) -> list[Seen]:
         return self.collector.of(case_trace(case_id))
@@ -79,7 +80,7 @@ def ran(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
             redriven = command_line(settings, folder, "dlq", "redrive", "--id", "req-dies")
             assert redriven.exit_code == 0, redriven.output
             wait_for(lambda: by_id(settings)["req-dies"]["outcome"] == "gold", "the redriven case", supervisor)
-        yield Ran(collector, by_id(settings))
+        yield Ran(collector, by_id(settings), models.headers)
 
 
 def factory(settings: Settings, folder: Path) -> Supervisor:
@@ -176,6 +177,13 @@ def test_model_calls_speak_the_conventions_for_generative_models(ran: Ran) -> No
         if False
         else all(call.attributes[name] == value for name, value in expected.items())
     )
+
+
+def test_a_vllm_server_is_told_the_span_of_each_call(ran: Ran) -> None:
+    calls = [span for span in ran.trace("req-plain") if span.kind == "client"]
+    told = [headers["traceparent"] for headers in ran.asked_with if "traceparent" in headers]
+    assert {f"00-{span.trace}-{span.id}-01" for span in calls} <= set(told)
+    assert len(told) < len(ran.asked_with), "a case that is not sampled tells nothing"
 
 
 def test_a_verdict_is_an_event_with_its_score_and_the_broken_rules(ran: Ran) -> None:

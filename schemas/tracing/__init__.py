@@ -40,7 +40,7 @@ def tracing(settings: Settings, process: str) -> Iterator[None]:
     except ImportError as error:
         raise SetupError(
             f"tracing.endpoint is set, but {error.name} is not installed. Install the extra: pip install "
-            "'goldstream[tracing]', or remove the setting."
+            "'.[tracing]', or remove the setting."
         ) from None
     before, _tracer = _tracer, Tracer(settings.tracing, process)
     try:
