@@ -65,6 +65,22 @@ def landing_starts(gold: Path, partition: int) -> list[int]:
     return sorted(starts)
 
 
+def landing_above(gold: Path, partition: int, manifest: Manifest) -> list[Path]:
+    """Returns a partition's landing files whose rows the manifest's files do not hold, in order; opens none of them.
+
+    Raises ChainBroken where the first of them is missing.
+    """
+    folder = landing_folder(gold, partition)
+    ends = manifest.watermark.get(partition)
+    starts = [start for start in landing_starts(gold, partition) if ends is None or start >= ends]
+    if starts and ends is not None and starts[0] != ends:
+        raise ChainBroken(
+            f"{folder}: rows below offset {ends} are compacted, but the first landing file after them starts at "
+            f"{starts[0]}. A file is missing: restore it from a backup."
+        )
+    return [folder / landing_name(partition, start) for start in starts]
+
+
 def read_chain(gold: Path, partition: int, manifest: Manifest | None = None) -> list[LandingFile]:
     """Returns a partition's landing files in offset order, without those whose rows the manifest's files hold.
 
@@ -73,17 +89,9 @@ def read_chain(gold: Path, partition: int, manifest: Manifest | None = None) -> 
     if manifest is None:
         return consistently(gold, lambda latest: read_chain(gold, partition, latest))
     folder = landing_folder(gold, partition)
-    begins = manifest.watermark.get(partition)
     chain: list[LandingFile] = []
-    for start in landing_starts(gold, partition):
-        if begins is not None and start < begins:
-            continue
-        path = folder / landing_name(partition, start)
-        if begins is not None and not chain and start != begins:
-            raise ChainBroken(
-                f"{folder}: rows below offset {begins} are compacted, but the first landing file after them starts at "
-                f"{start}. A file is missing: restore it from a backup."
-            )
+    for path in landing_above(gold, partition, manifest):
+        start = int(path.stem[6:])
         try:
             metadata = pq.read_metadata(path).metadata or {}
             end, noted = int(metadata[END_OFFSET]), int(metadata[START_OFFSET])

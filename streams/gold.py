@@ -11,8 +11,9 @@ from typing import Any
 import duckdb
 
 from schemas.errors import GoldError
-from schemas.gold import Watermark
-from streams.landing import write_columns_file
+from schemas.gold import Watermark, landing_above, landing_partitions
+from schemas.manifests import Manifest, consistently
+from streams.landing import columns_file, write_columns_file
 from streams.statements import reading_statements
 
 VIEWS = Path(__file__).with_name("views.sql")
@@ -21,17 +22,39 @@ VIEWS = Path(__file__).with_name("views.sql")
 def open_gold(gold: Path, as_of: Watermark | None = None) -> duckdb.DuckDBPyConnection:
     """Returns an in-memory connection with the views of views.sql over this gold set, empty or not.
 
-    With `as_of` every view is as it was at that watermark: rows that came later, and what they supersede, undone.
+    It sees the files that hold when it is opened; `look_again` shows it what came since. With `as_of` every view is as
+    it was at that watermark: rows that came later, and what they supersede, undone.
     """
     write_columns_file(gold)
     connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(f"SET VARIABLE gold = '{_quoted(gold)}'")
-    connection.execute(VIEWS.read_text("utf-8"))
+    # A client of its own finds the files at every query; we know them, and reading their names in SQL costs more.
+    finding, views = VIEWS.read_text("utf-8").split(_VIEWS_BEGIN)
+    connection.execute(finding[: finding.index(_FINDING_BEGINS)])
+    connection.execute(_STORED)
+    connection.execute(_VIEWS_BEGIN + views)
+    look_again(connection, gold)
     if as_of is not None:
         connection.execute("ALTER VIEW landed RENAME TO landed_ever")  # all other views ask `landed` by its name
         connection.execute(f"CREATE VIEW landed AS SELECT * FROM landed_ever WHERE {below(as_of)}")
     return connection
+
+
+def look_again(connection: duckdb.DuckDBPyConnection, gold: Path) -> None:
+    """Shows a connection of `open_gold` the files that hold now: those of the newest manifest and the landing files."""
+    names = ", ".join(f"'{_quoted(path)}'" for path in current_files(gold))
+    connection.execute(f"SET VARIABLE files = [{names}]")
+
+
+def current_files(gold: Path) -> list[Path]:
+    """Returns the file of all columns and every file with rows, each row in one of them."""
+
+    def read(manifest: Manifest) -> list[Path]:
+        landing = [file for p in landing_partitions(gold) for file in landing_above(gold, p, manifest)]
+        return [columns_file(gold), *(gold / file.name for file in manifest.files), *landing]
+
+    return consistently(gold, read)
 
 
 def below(watermark: Watermark) -> str:
@@ -55,6 +78,7 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[str], lis
     """Runs what `query` does on a connection that is open, for a shell."""
     try:
         reading_statements(sql)
+        look_again(connection, Path(connection.execute("SELECT getvariable('gold')").fetchall()[0][0]))
         result = connection.execute(sql)
         return [column[0] for column in result.description or []], result.fetchall()
     except duckdb.Error as error:
@@ -115,6 +139,13 @@ def stats(gold: Path, as_of: Watermark | None = None) -> dict[str, Any]:
             "reviews": counts("SELECT review, count(*) FROM facts WHERE review IS NOT NULL GROUP BY ALL ORDER BY 1"),
         }
 
+
+_VIEWS_BEGIN, _FINDING_BEGINS = "-- What is forgotten:", "-- Every row on disk,"
+_STORED = """
+SET VARIABLE files = [getvariable('columns')];
+CREATE VIEW stored AS
+SELECT * FROM read_parquet(getvariable('files'), union_by_name = true, hive_partitioning = false);
+"""
 
 _SPEND = ("calls", "prompt_tokens", "completion_tokens", "cost_usd", "model_s", "cost_per_gold_row_usd")
 

@@ -165,13 +165,18 @@ def keep_manifest(gold: Path) -> None:
         temp.replace(target)
 
 
+def columns_file(gold: Path) -> Path:
+    """Returns the path of the empty file with every column."""
+    return gold / "landing" / "p=schema" / "columns.parquet"
+
+
 def write_columns_file(gold: Path) -> Path:
     """Makes sure an empty file with every column lies where the views look, and returns its path.
 
     With it the views work before the first outcome, and a column added later exists for older files too. So does an
     empty list of what is forgotten, where nothing is.
     """
-    path = gold / "landing" / "p=schema" / "columns.parquet"
+    path = columns_file(gold)
     try:
         keep_forgotten(gold)
         keep_manifest(gold)

@@ -187,7 +187,10 @@ def test_duckdb_reads_while_the_sink_writes(tmp_path: Path) -> None:
 
     seen = [0]
     sink = threading.Thread(target=write)
-    with open_gold(tmp_path) as client:
+    open_gold(tmp_path).close()
+    with duckdb.connect() as client:
+        client.execute(f"SET VARIABLE gold = '{tmp_path}'")
+        client.execute(VIEWS.read_text())
         sink.start()
         while sink.is_alive() or seen[-1] < 20:
             row = client.execute("SELECT count(*), count(DISTINCT case_id), max(kafka_offset) FROM gold").fetchone()

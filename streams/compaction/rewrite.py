@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -172,7 +173,10 @@ class _File:
         )
 
     def drop(self) -> None:
+        """Leaves nothing of it."""
         self._buffer = []
+        with contextlib.suppress(OSError, pa.ArrowException, ValueError):
+            self._writer.close()  # what it still writes goes with the file
         self._file.close()
         self._temp.unlink(missing_ok=True)
 
