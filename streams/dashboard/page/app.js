@@ -5,7 +5,7 @@ import { adapters } from "./adapters.js";
 import { budget, perRow, roles } from "./cost.js";
 import { byId, el, replace } from "./dom.js";
 import { casesOfTask, refreshCases, startCases } from "./cases.js";
-import { confirm, say, sayError, write } from "./dialogs.js";
+import { askToken, confirm, say, sayError, write } from "./dialogs.js";
 import { count, duration } from "./format.js";
 import { dead } from "./dead.js";
 import { drawFlow, flowTable, legend, stuckList, watchWidth } from "./flow.js";
@@ -35,16 +35,18 @@ byId("task").addEventListener("change", chooseTask);
 window.addEventListener("reviewed", () => loadReviews());
 setInterval(sayHowFresh, 1000);
 startCases();
-learnAccess();
 follow({ state: arrived, heard, lost });
 
 function arrived(/** @type {any} */ state) {
   const before = page.state;
+  const again = !before || page.lost !== ""; // the first state, or the first after the server was gone
   page.state = state;
+  page.lost = "";
   heard();
   draw();
-  if (!before || JSON.stringify(before.review) !== JSON.stringify(state.review)) loadReviews();
-  if (before && JSON.stringify(before.outcomes) !== JSON.stringify(state.outcomes)) refreshCases();
+  if (again) learnAccess();
+  if (again || JSON.stringify(before.review) !== JSON.stringify(state.review)) loadReviews();
+  if (again || JSON.stringify(before.outcomes) !== JSON.stringify(state.outcomes)) refreshCases();
 }
 
 function draw() {
@@ -200,14 +202,13 @@ function problem(/** @type {any} */ p) {
 
 function heard() {
   page.heardMs = Date.now();
-  page.lost = "";
-  sayHowFresh();
+  if (page.state) sayHowFresh();
 }
 
 function lost(/** @type {any} */ error) {
   if (!page.lost) page.lostMs = page.heardMs || Date.now();
   page.lost = error.message + (error.next ? ` ${error.next}` : "");
-  if (error.status === 401) import("./dialogs.js").then((d) => d.askToken(page.lost));
+  if (error.status === 401 && !byId("question").open) askToken(page.lost);
   sayHowFresh();
 }
 

@@ -8,6 +8,7 @@ import { level, worst } from "./waiting.js";
 
 const NAMES = { gold_set: "gold set", gate: "gate", registry: "registry" };
 const MAX_SOURCES = 6;
+const HEADS = { calm: 9, slow: 12, held: 16, late: 16, stuck: 22 }; // px; a line ends where its head begins
 
 /** Draws the flow of a state for a width, px. */
 export function drawFlow(/** @type {any} */ state, /** @type {number} */ width) {
@@ -30,7 +31,9 @@ export function drawFlow(/** @type {any} */ state, /** @type {number} */ width) 
     if (!route) continue;
     const how = level(edge, nodes.get(edge.to));
     const g = svg("g", { class: `edge ${edge.kind} ${how}`, "data-edge": edge.id }, svg("title", { text: told(edge) }));
-    const d = route.points.map((p, i) => `${i ? "L" : "M"}${p[0].toFixed(1)} ${p[1].toFixed(1)}`).join("");
+    const d = shortened(route.points, HEADS[how] - 2)
+      .map((p, i) => `${i ? "L" : "M"}${p[0].toFixed(1)} ${p[1].toFixed(1)}`)
+      .join("");
     g.append(svg("path", { d, class: "line", "marker-end": `url(#head-${how})` }));
     drawn.append(g);
     labels.append(svg("g", { class: `edge ${how}` }, edgeLabel(edge, route, how)));
@@ -232,20 +235,28 @@ function outcomeRow(/** @type {any} */ node, /** @type {any} */ b) {
   );
 }
 
+/** Returns a line without its last pixels. */
+function shortened(/** @type {number[][]} */ points, /** @type {number} */ by) {
+  const [[x1, y1], [x2, y2]] = points.slice(-2);
+  const length = Math.hypot(x2 - x1, y2 - y1);
+  const share = Math.max(0, 1 - by / length);
+  return [...points.slice(0, -1), [x1 + (x2 - x1) * share, y1 + (y2 - y1) * share]];
+}
+
 function heads() {
   return svg(
     "defs",
     {},
-    ["calm", "slow", "held", "late", "stuck"].map((how) =>
+    Object.entries(HEADS).map(([how, size]) =>
       svg(
         "marker",
         {
           id: `head-${how}`,
           viewBox: "0 0 8 8",
-          refX: 7,
+          refX: 1,
           refY: 4,
-          markerWidth: how === "calm" ? 9 : 13,
-          markerHeight: how === "calm" ? 9 : 13,
+          markerWidth: size,
+          markerHeight: size,
           markerUnits: "userSpaceOnUse",
           orient: "auto-start-reverse",
         },

@@ -36,9 +36,9 @@ export function edgeLabel(/** @type {any} */ edge, /** @type {any} */ route, /**
     ];
   }
   return [
-    svg("text", { x, y: y - 8, ...anchor, class: "lag", text: `${count(edge.lag)} wait` }),
+    svg("text", { x, y: y - (how === "stuck" ? 11 : 8), ...anchor, class: "lag", text: `${count(edge.lag)} wait` }),
     svg("text", { x, y: y + 16, ...anchor, class: "rate", text: rate(edge.rate_per_s) }),
-    old ? pill(old, x, y - 29, "middle") : null,
+    old ? pill(old, x, y - 34, "middle") : null,
   ];
 }
 

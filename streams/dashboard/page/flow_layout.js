@@ -19,7 +19,7 @@ const weight = (/** @type {string} */ id) => (TOPICS.has(id) ? 0.74 : 1.26);
 
 /** Returns the layout for a width, px. `sources` are the ids of the source topics. @returns {Layout} */
 export function layout(/** @type {string[]} */ sources, /** @type {number} */ width) {
-  return width >= WIDE_FROM ? wide(sources, width) : tall(sources, width);
+  return width >= WIDE_FROM ? wide(sources, width) : tall(sources, Math.min(width, 460));
 }
 
 function wide(/** @type {string[]} */ sources, /** @type {number} */ width) {
