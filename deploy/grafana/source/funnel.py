@@ -138,10 +138,10 @@ def funnel() -> Dashboard:
         ),
         series(
             "Acceptance over the last hour",
-            "By round, train.",
+            "By round, train. Reviews and redriving move attempts of earlier hours too.",
             Query(
-                f"sum by (round) (delta({ACCEPTED}{{{TRAIN}}}[1h])) / "
-                f"(sum by (round) (delta({JUDGED}{{{TRAIN}}}[1h])) > 0)",
+                f"clamp(sum by (round) (delta({ACCEPTED}{{{TRAIN}}}[1h])) / "
+                f"(sum by (round) (delta({JUDGED}{{{TRAIN}}}[1h])) > 0), 0, 1)",
                 "round {{round}}",
             ),
             unit="percentunit",

@@ -94,8 +94,8 @@ def training() -> Dashboard:
             "Pass rate by adapter over the last hour",
             "First attempts, train. A canary share stays on the version before: two lines at once are comparable.",
             Query(
-                f"sum by (task, adapter) (delta({ACCEPTED}{{{TRAIN}}}[1h])) / "
-                f"(sum by (task, adapter) (delta({JUDGED}{{{TRAIN}}}[1h])) > 0)",
+                f"clamp(sum by (task, adapter) (delta({ACCEPTED}{{{TRAIN}}}[1h])) / "
+                f"(sum by (task, adapter) (delta({JUDGED}{{{TRAIN}}}[1h])) > 0), 0, 1)",
                 "{{task}}: {{adapter}}",
             ),
             unit="percentunit",
