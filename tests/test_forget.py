@@ -86,13 +86,13 @@ def test_a_forgotten_user_is_gone_from_every_query_at_once(make_settings: Make, 
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert (report["rows"], report["cases"], report["by_outcome"]) == (2, ["req-0", "req-3"], {"gold": 2})
-    assert "ann" not in result.stdout.replace("channel", "")
+    assert '"ann"' not in result.stdout
     everything = everything_told(settings)
     assert "req-1" in everything
     assert "req-0" not in everything
     assert "question 3" not in everything
     assert stats(settings.gold)["cases"] == 2
-    assert [row["case_id"] for row in read_outcomes(settings.gold, ["case_id"]).to_pylist()] == ["req-1", "req-2"]
+    assert sorted(read_outcomes(settings.gold, ["case_id"])["case_id"].to_pylist()) == ["req-1", "req-2"]
     # The second user's id is quotes, line ends, a null and 10 KB.
     forget(settings, "user", NASTY)
     assert query(settings.gold, "SELECT case_id FROM outcomes")[1] == [("req-1",)]
@@ -136,7 +136,8 @@ def test_a_sink_that_begins_anew_from_the_topic_writes_nothing_of_the_forgotten(
     settings = factory(make_settings, "erase3", ["ann", "bob", "ann"])
     forget(settings, "user", "ann")
     shutil.rmtree(settings.gold)
-    sink_all(settings)
+    with running(lambda stop, ready: run_sink(settings, stop=stop, ready=ready)):
+        until(lambda: query(settings.gold, "SELECT count(*) FROM stored")[1] == [(3,)])
     files = b"".join(path.read_bytes() for path in settings.gold.glob("landing/*/*.parquet"))
     (left,) = query(settings.gold, "SELECT list(prompt ORDER BY kafka_offset) FROM stored")[1]
     assert sorted(left[0]) == ["", "", "secret question 1"]

@@ -12,6 +12,8 @@ from schemas.commandline import as_json, print_json, with_settings
 from streams.commands.export import export
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from schemas.gold import Watermark
     from schemas.settings import Settings
 
@@ -42,14 +44,16 @@ def _then(settings: Settings, as_of: str | None) -> Watermark | None:
 @gold.command("sql")
 @click.argument("sql")
 @with_as_of
+@click.option("--from", "source", metavar="s3://...", help="Ask a published snapshot instead; it is fetched first.")
 @as_json
 @with_settings
-def gold_sql(settings: Settings, sql: str, as_of: str | None, as_json: bool) -> None:
+def gold_sql(settings: Settings, sql: str, as_of: str | None, source: str | None, as_json: bool) -> None:
     """Run SQL over the views outcomes, gold, rgt_pairs, unresolved, dead, holdout, reviews, acceptance, cost, ..."""
     from schemas.tables import print_table
     from streams.gold import query
 
-    columns, rows = query(settings.gold, sql, _then(settings, as_of))
+    gold = _fetched(settings, source, as_of) if source else settings.gold
+    columns, rows = query(gold, sql, _then(settings, as_of))
     print_table(columns, rows, as_json=as_json)
 
 
@@ -76,7 +80,7 @@ def gold_shell(settings: Settings, as_of: str | None, as_json: bool) -> None:
 def gold_stats(settings: Settings, as_of: str | None, as_json: bool) -> None:
     """Show how many cases ended how, and why."""
 
-    from streams.gold import stats
+    from streams.stats import stats
 
     found = stats(settings.gold, _then(settings, as_of))
     if as_json:
@@ -101,20 +105,40 @@ def gold_show(settings: Settings, case_id: str, as_of: str | None, as_json: bool
         click.echo("\n".join(tell_row(row)))
 
 
+@gold.command("lineage")
+@click.argument("case_id")
+@as_json
+@with_settings
+def gold_lineage(settings: Settings, case_id: str, as_json: bool) -> None:
+    """Show which adapters were trained on a case, with which pairs and how often; also on one that is forgotten."""
+    from schemas.tables import printable
+    from streams.lineage import lineage_of, tell_lineage
+
+    found = lineage_of(settings, case_id)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo("\n".join(printable(line) for line in tell_lineage(case_id, found)))
+
+
 @gold.command("why")
 @click.argument("case_id")
 @with_as_of
 @as_json
 @with_settings
 def gold_why(settings: Settings, case_id: str, as_of: str | None, as_json: bool) -> None:
-    """Tell how a row came to be: source record, attempts, verdicts with quotes, strategy, reviews, spend by role."""
+    """Tell how a row came to be: source record, attempts, verdicts, strategy, reviews, spend; and its adapters."""
+    from schemas.tables import printable
+    from streams.lineage import lineage_of, tell_lineage
     from streams.why import find_row, tell_why
 
     found = find_row(settings, case_id, _then(settings, as_of))
+    adapters = lineage_of(settings, case_id)
     if as_json:
-        print_json(found)
+        print_json(found | {"adapters": adapters})
     else:
-        click.echo("\n".join(tell_why(found)))
+        lines = map(printable, tell_lineage(case_id, adapters) if adapters else ())
+        click.echo("\n".join([*tell_why(found), *lines]))
 
 
 @gold.command("compact")
@@ -149,6 +173,26 @@ def gold_compact(settings: Settings, dry_run: bool, as_json: bool) -> None:
         f"manifest {report.manifest}: {report.files} files, {report.total_rows} rows; removed after {grace_s:g} s of "
         f"grace: {gone.landing} landing files, {gone.files} compacted files, {gone.manifests} manifests"
     )
+
+
+@gold.command("publish")
+@as_json
+@with_settings
+def gold_publish(settings: Settings, as_json: bool) -> None:
+    """Copy the compacted gold set to gold.publish.s3, never over what is there; again after each compaction.
+
+    Credentials come from the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role.
+    """
+    from streams.compaction.s3 import publish_snapshot
+
+    found = publish_snapshot(settings.gold, settings.gold_set.publish)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(
+            f"manifest {found.manifest} is at {found.to}: {found.files} files copied ({found.bytes / 1e6:.1f} MB), "
+            f"{found.there} were there"
+        )
 
 
 @gold.command("watermark")
@@ -187,6 +231,19 @@ def gold_diff(settings: Settings, start: str, end: str, as_json: bool) -> None:
         rows = [astuple(one) for one in found.became]
         print_table(["task", "was", "is now", "cases"], rows, as_json=False, title="Superseded")
     click.echo(f"{found.added} cases added, {found.superseded} rows superseded")
+
+
+def _fetched(settings: Settings, source: str, as_of: str | None) -> Path:
+    """Returns the folder that a published snapshot was fetched to."""
+    import hashlib
+
+    from streams.compaction.s3 import fetch_snapshot
+
+    if as_of is not None:
+        raise click.UsageError("--as-of names a point of this gold set; it cannot go with --from")
+    folder = settings.state / "snapshots" / hashlib.sha256(source.encode()).hexdigest()[:12]
+    fetch_snapshot(source, settings.gold_set.publish, folder)
+    return folder
 
 
 def _print_stats(found: dict[str, Any]) -> None:

@@ -6,10 +6,11 @@ how it is read are in schemas.forgotten.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,14 +20,24 @@ from schemas.forgotten import Forgotten, forgotten_file, forgotten_table
 
 
 def keep_forgotten(gold: Path) -> None:
-    """Makes sure that there is a file, empty where nothing is forgotten: the views ask it."""
-    if not forgotten_file(gold).exists():
-        with writing(gold):
-            if not forgotten_file(gold).exists():
-                write_forgotten(gold, Forgotten())
+    """Makes sure that there is a file, empty where nothing is forgotten: the views ask it.
+
+    Takes no lock, for whoever holds it opens views as well; linking never overwrites what another has written.
+    """
+    target = forgotten_file(gold)
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"empty-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        _write(temporary, Forgotten())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(gold: Path) -> Iterator[None]:
     """Holds the right to change the file, so that what two processes add is added to what the other has written."""
     folder = forgotten_file(gold).parent
@@ -43,11 +54,15 @@ def write_forgotten(gold: Path, forgotten: Forgotten) -> None:
     """Replaces the file; the caller holds `writing`. A kill before the last step leaves the file as it was."""
     target = forgotten_file(gold)
     temporary = target.parent / "keys.tmp"  # no reader's glob; one writer at a time, so a killed one's is overwritten
-    pq.write_table(forgotten_table(forgotten), temporary, compression="zstd", write_page_checksum=True)
-    _sync(temporary)
+    _write(temporary, forgotten)
     crash_point("forget.before_replace")
     temporary.replace(target)
     _sync(target.parent)
+
+
+def _write(path: Path, forgotten: Forgotten) -> None:
+    pq.write_table(forgotten_table(forgotten), path, compression="zstd", write_page_checksum=True)
+    _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -64,6 +64,22 @@ def adapters_show(settings: Settings, version: str, task: str | None, as_json: b
         click.echo("\n".join(printable(line) for line in tell(found)))
 
 
+@adapters.command("rows")
+@click.argument("version")
+@_of_task
+@as_json
+@with_settings
+def adapters_rows(settings: Settings, version: str, task: str | None, as_json: bool) -> None:
+    """Show the rows that VERSION was trained on, with their pairs; `goldstream gold lineage ID` is the other way."""
+    from schemas.tables import print_table
+    from trainer.catalog import find_version
+    from trainer.lineage import ROW_COLUMNS, trained_rows
+
+    task = one_task(settings, task)
+    rows = trained_rows(settings, task, find_version(settings, task, version))
+    print_table(ROW_COLUMNS, rows, as_json=as_json)
+
+
 @adapters.command("promote")
 @click.argument("version")
 @_of_task
