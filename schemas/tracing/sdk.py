@@ -80,7 +80,14 @@ class Tracer:
         links: Sequence[Parent] = (),
         start_ns: int | None = None,
     ) -> Span:
-        """Starts a span under `parent`, else as the first of the trace `trace_id`, else of a new one."""
+        """Starts a span under `parent`, else as the first of the trace `trace_id`, else of a new one.
+
+        Under a parent that is not sampled there is nothing to start: its context goes on as it came, which is cheap.
+        """
+        if isinstance(parent, Parent) and not parent.sampled:
+            return NonRecordingSpan(remote(parent))
+        if isinstance(parent, Span) and not parent.is_recording() and parent.get_span_context().is_valid:
+            return parent
         if isinstance(parent, Parent):
             context = set_span_in_context(NonRecordingSpan(remote(parent)), Context())
         else:
