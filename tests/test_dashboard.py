@@ -20,6 +20,7 @@ from steps import Make, cases_on, put, sink_all, start, until
 from test_dlq import died
 from toys import NEW, OLD, a_manifest, a_report
 
+from schemas import kafka as kafka_settings
 from schemas.case import Attempt, Case, Message
 from schemas.settings import Dashboard as DashboardSettings
 from schemas.settings import Settings, load_settings
@@ -127,7 +128,10 @@ def test_nobody_reads_while_nobody_looks(make_settings: Make, monkeypatch: pytes
         assert dashboard.get("/api/state").status == 200, "and begins again"
 
 
-def test_without_kafka_the_gold_set_is_still_shown_and_the_reason_told(tmp_path: Path) -> None:
+def test_without_kafka_the_gold_set_is_still_shown_and_the_reason_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_settings, "BOOTSTRAP_TIMEOUT_MS", 500)  # for which every call looks for a broker
     toml = tmp_path / "goldstream.toml"
     toml.write_text(STUB_TASK.format(topic="logs", api_base="http://127.0.0.1:9"))
     away = ["kafka.bootstrap_servers=127.0.0.1:9", f"state_dir={tmp_path / 'state'}"]
