@@ -14,8 +14,9 @@ from judged_cases import FAILED, PASSED, toy
 from agents.expert import Decision, decided_case
 from schemas.case import Case, Charge
 from schemas.gold import landing_folder
-from schemas.settings import Settings, Task
+from schemas.settings import Gold, Settings, Task
 from streams.agreement import agreement
+from streams.compaction.compact import compact
 from streams.dashboard.facts import Facts
 from streams.dashboard.figures import BUCKETS, Figures, bucket_of, count
 from streams.gold import query
@@ -109,6 +110,22 @@ def test_files_that_went_before_they_were_read_cause_a_whole_reading(tmp_path: P
     assert facts.refresh()
     assert facts.whole_readings == 2
     assert count(facts, SETTINGS).gold_rows == 1
+    facts.close()
+
+
+def test_compaction_changes_no_figure_and_what_lands_after_it_counts_once(tmp_path: Path) -> None:
+    dice = random.Random(9)
+    facts = Facts(tmp_path, lambda case_id: draw(SETTINGS, case_id))
+    land(tmp_path, [mixed(number, dice) for number in range(60)])
+    before = figures(tmp_path, facts)
+    compact(tmp_path, Gold(grace_s=0.0))
+    compact(tmp_path, Gold(grace_s=0.0))  # now landing files that the first has taken are gone
+    assert figures(tmp_path, facts) == before
+    for start in (60, 80):
+        land(tmp_path, [mixed(number, dice) for number in range(start, start + 20)])
+        step_by_step = figures(tmp_path, facts)
+        assert step_by_step == figures(tmp_path)
+    assert sum(one.read for one in step_by_step.funnels) == 100
     facts.close()
 
 
