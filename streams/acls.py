@@ -1,7 +1,8 @@
 """What each process of ours may do on a Kafka with an authorizer: no more than it needs.
 
 `goldstream topics acls` prints it, and tests/test_kafka_acls.py runs every process with exactly that. Names are
-literal: a rule for all of gs.* would let every process write everywhere.
+literal: a rule for all of gs.* would let every process write everywhere. The trainer has no part in it: it reads
+and writes files.
 """
 
 from __future__ import annotations
@@ -71,8 +72,6 @@ def accesses(settings: Settings, process: str) -> list[Access]:
             return _access(settings, _named(settings, *retries, FORGOTTEN), (*STAGES, OUTCOMES), ["retries"])
         case "sink":
             return _access(settings, _named(settings, OUTCOMES, FORGOTTEN), (), ["sink"])
-        case "trainer":
-            return _access(settings, _named(settings, LEDGER, FORGOTTEN), (LEDGER,), [])
         case "rollout":
             return _access(settings, _named(settings, ADAPTERS, COMMANDS), (ADAPTERS, COMMANDS), [])
         case "exporter":
