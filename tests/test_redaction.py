@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from schemas.case import Case, Message, Source
-from schemas.errors import SetupError
+from schemas.errors import SettingsError, SetupError
 from schemas.settings import Redact
 from streams.admission.redaction import Redactor, load_analyzer
 
@@ -80,6 +80,34 @@ def test_personal_values_become_placeholders(text: str, becomes: str) -> None:
 )
 def test_doses_dates_times_versions_and_identifiers_stay(text: str) -> None:
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "regions"),
+    [
+        ("Amsterdam 020 123 4567, mobile 06 12345678", ("NL",)),
+        ("Tokyo 03-1234-5678, or 090-1234-5678", ("JP",)),
+        ("Sydney (02) 9374 4000, mobile 0412 345 678", ("AU",)),
+        ("Madrid 912 34 56 78, or 612 34 56 78", ("ES",)),
+        ("Warszawa 22 123 45 67, or 512 345 678", ("PL", "DE")),
+    ],
+)
+def test_numbers_count_as_their_country_writes_them_where_the_country_is_named(
+    text: str, regions: tuple[str, ...]
+) -> None:
+    found = Redactor(Redact(phone_regions=regions)).redact(case(text)).prompt()
+    assert not any(c.isdigit() for c in found.replace("PHONE_1", "").replace("PHONE_2", ""))
+
+
+def test_a_country_that_is_not_named_keeps_its_numbers_and_one_that_is_none_is_refused() -> None:
+    spanish = "Madrid 912 34 56 78"
+    assert redacted(spanish) == spanish
+    with pytest.raises(SettingsError, match="phone_regions names XX"):
+        Redactor(Redact(phone_regions=("XX", "DE")))
+
+
+def test_a_number_has_one_placeholder_at_home_and_abroad() -> None:
+    assert redacted("06 12345678 is +31 6 12345678") == "<PHONE_1> is <PHONE_1>"
 
 
 def test_the_same_value_has_the_same_placeholder_wherever_it_stands() -> None:

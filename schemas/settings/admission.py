@@ -16,6 +16,8 @@ class Redact(Section, frozen=True):
 
     # On: what has been written can never be taken back from every copy, and what is missing can be read again.
     kinds: tuple[PersonalKind, ...] = ("email", "phone", "card", "ssn", "ip")  # "name" needs the extra `presidio`
+    # Whose phone numbers count without a word that says so, as they are written at home; country codes (ISO 3166).
+    phone_regions: tuple[Annotated[str, Meta(pattern=r"^[A-Z]{2}$")], ...] = ("GB", "DE", "FR", "NL", "AU", "JP")
     language: Annotated[str, Meta(pattern=r"^[a-z]{2}$")] = "en"  # of names
     name_model: str = "en_core_web_sm"  # a spaCy package that is installed; none is ever downloaded
     name_score: Share = 0.5  # of Presidio; less certain names stay

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterator
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from streams.admission.phones import FEWEST_DIGITS, MOST_DIGITS, national_number
+
 
 class Span(NamedTuple):
     """One value: where it stands, what it is, and what is the same in every spelling of it."""
@@ -22,15 +24,18 @@ class Span(NamedTuple):
     key: str
 
 
-def personal_spans(text: str, kinds: Collection[str]) -> list[Span]:
-    """Returns the personal values of these kinds in their order; none overlap."""
+def personal_spans(text: str, kinds: Collection[str], regions: tuple[str, ...] = ()) -> list[Span]:
+    """Returns the personal values of these kinds in their order; none overlap.
+
+    `regions` are those whose phone numbers count as they are written at home, without a word that says what they are.
+    """
     spans: list[Span] = []
     if "email" in kinds and "@" in text:
         spans += _emails(text)
     if "ip" in kinds and text.count(":") > 1:
         spans += _ipv6(text)
     if not _NUMBERS.isdisjoint(kinds):
-        spans += _numbers(text, kinds)
+        spans += _numbers(text, kinds, regions)
     if len(spans) < 2:
         return spans
     spans.sort(key=lambda span: (span.start, _FIRST.index(span.kind)))
@@ -167,7 +172,7 @@ def _candidates(text: str) -> Iterator[re.Match[str]]:
         past = end
 
 
-def _numbers(text: str, kinds: Collection[str]) -> Iterator[Span]:
+def _numbers(text: str, kinds: Collection[str], regions: tuple[str, ...]) -> Iterator[Span]:
     for candidate in _candidates(text):
         number = candidate[0]
         if len(number) <= 10 and _DATE.fullmatch(number):
@@ -189,6 +194,18 @@ def _numbers(text: str, kinds: Collection[str]) -> Iterator[Span]:
             cued = _cued_phone(part, begin)
             if cued:
                 yield Span(first + cued[0], first + cued[1], "phone", _digits(part[cued[0] : cued[1]]))
+            elif regions and size != len(number) and FEWEST_DIGITS <= size <= MOST_DIGITS:
+                yield from _at_home(part, first, begin, begin + len(number), regions)
+
+
+def _at_home(part: str, first: int, begin: int, end: int, regions: tuple[str, ...]) -> Iterator[Span]:
+    """Yields a candidate that is, as a whole, a phone number as one of the regions writes it."""
+    if begin and part[begin - 1] in "(+":
+        begin -= 1
+    if _is_word(part, begin - 1) or _is_word(part, end) or (begin and part[begin - 1] in "+.,/-"):
+        return
+    if key := national_number(part[begin:end], regions):
+        yield Span(first + begin, first + end, "phone", key)
 
 
 def _of_known_form(part: str, begin: int, size: int, dots: int, kinds: Collection[str]) -> Iterator[Span]:

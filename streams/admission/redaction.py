@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import msgspec
 
 from schemas.case import Case, Message
-from schemas.errors import SetupError
+from schemas.errors import SettingsError, SetupError
 from schemas.settings import Redact
 from streams.admission.personal import Span, personal_spans
+from streams.admission.phones import supported_regions
 
 _OURS = re.compile(r"<(EMAIL|PHONE|CARD|SSN|IP|NAME)_(\d{1,6})>")
 _IDENTIFIERS = frozenset({"id", "type", "role", "tool_call_id", "call_id", "index"})  # joined on, never spoken
@@ -36,6 +37,11 @@ class Redactor:
     def __init__(self, settings: Redact, analyzer: Analyzer | None = None) -> None:
         self._settings = settings
         self._kinds = frozenset(settings.kinds)
+        unknown = sorted(set(settings.phone_regions) - supported_regions())
+        if unknown:
+            raise SettingsError(
+                f"redact.phone_regions names {', '.join(unknown)}; expected codes of countries (ISO 3166) such as DE."
+            )
         self._analyzer = (analyzer or load_analyzer(settings)) if "name" in self._kinds else None
 
     def redact(self, case: Case) -> Case:
@@ -67,7 +73,7 @@ class Redactor:
         )
 
     def _text(self, text: str, given: _Placeholders) -> str:
-        text = _replaced(text, personal_spans(text, self._kinds), given)
+        text = _replaced(text, personal_spans(text, self._kinds, self._settings.phone_regions), given)
         return _replaced(text, list(self._names(text)), given) if self._analyzer else text
 
     def _names(self, text: str) -> Iterator[Span]:
