@@ -6,7 +6,7 @@ import { budget, perRow, roles } from "./cost.js";
 import { byId, el, replace } from "./dom.js";
 import { casesOfTask, refreshCases, startCases } from "./cases.js";
 import { askToken, confirm, say, sayError, write } from "./dialogs.js";
-import { count, duration } from "./format.js";
+import { ago, count, duration } from "./format.js";
 import { dead } from "./dead.js";
 import { drawFlow, flowTable, legend, stuckList, watchWidth } from "./flow.js";
 import { funnel, outcomes, passing, rules } from "./quality.js";
@@ -34,6 +34,7 @@ watchWidth("flow-drawing", () => panel("flow-drawing", null, drawNow));
 byId("task").addEventListener("change", chooseTask);
 window.addEventListener("reviewed", () => loadReviews());
 setInterval(sayHowFresh, 1000);
+setInterval(sayHowLongAgo, 10_000);
 startCases();
 follow({ state: arrived, heard, lost });
 
@@ -233,6 +234,13 @@ function sayHowFresh() {
   live.dataset.tone = tone;
   live.title = page.lost;
   document.body.classList.toggle("old", tone === "bad" || (tone === "warn" && quiet > limit));
+}
+
+/** Lets every "12 s ago" of the page grow old with the page. */
+function sayHowLongAgo() {
+  for (const shown of document.querySelectorAll("time")) {
+    if (/ ago$|^just now$/.test(shown.textContent ?? "")) shown.textContent = ago(Date.parse(shown.dateTime));
+  }
 }
 
 function roughly(/** @type {number} */ s) {

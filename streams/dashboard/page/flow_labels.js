@@ -35,8 +35,11 @@ export function edgeLabel(/** @type {any} */ edge, /** @type {any} */ route, /**
       old ? pill(old, x, y - 26, route.anchor) : null,
     ];
   }
+  const gap = Math.abs(route.points[1][0] - route.points[0][0]);
+  const long = `${count(edge.lag)} wait`;
+  const lag = measure(long, "600 11.5px sans-serif") < gap - 4 ? long : count(edge.lag);
   return [
-    svg("text", { x, y: y - (how === "stuck" ? 11 : 8), ...anchor, class: "lag", text: `${count(edge.lag)} wait` }),
+    svg("text", { x, y: y - (how === "stuck" ? 11 : 8), ...anchor, class: "lag", text: lag }),
     svg("text", { x, y: y + 16, ...anchor, class: "rate", text: rate(edge.rate_per_s) }),
     old ? pill(old, x, y - 34, "middle") : null,
   ];

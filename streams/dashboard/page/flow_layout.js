@@ -15,7 +15,7 @@ const SOURCE_W = 128;
 const TOPICS = new Set(["prompts", "attempts", "refine", "accepted", "retry", "outcomes", "adapters"]);
 
 /** How much of the free width the arrow into a place gets: one out of a topic carries more words. */
-const weight = (/** @type {string} */ id) => (TOPICS.has(id) ? 0.74 : 1.26);
+const weight = (/** @type {string} */ id) => (TOPICS.has(id) ? 0.82 : 1.18);
 
 /** Returns the layout for a width, px. `sources` are the ids of the source topics. @returns {Layout} */
 export function layout(/** @type {string[]} */ sources, /** @type {number} */ width) {
