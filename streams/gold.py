@@ -15,6 +15,7 @@ from schemas.gold import Watermark, landing_above, landing_partitions
 from schemas.manifests import Manifest, consistently
 from streams.landing import columns_file, write_columns_file
 from streams.statements import reading_statements
+from streams.stats import stats as stats
 
 VIEWS = Path(__file__).with_name("views.sql")
 
@@ -99,97 +100,11 @@ def story(gold: Path, case_id: str, as_of: Watermark | None = None) -> dict[str,
         return dict(zip(names, row, strict=True)) if row else None
 
 
-def stats(gold: Path, as_of: Watermark | None = None) -> dict[str, Any]:
-    """Returns the gold set in numbers: how cases ended, what gold there is, what failed and what it cost.
-
-    `duplicates` counts rows beyond the first of a case after the choice of epochs; anything but 0 is a fault of ours.
-    """
-    with open_gold(gold, as_of) as connection:
-
-        def rows(sql: str) -> list[dict[str, Any]]:
-            result = connection.execute(sql)
-            names = [column[0] for column in result.description or []]
-            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-
-        def counts(sql: str) -> dict[str, int]:
-            return {str(name): number for name, number in connection.execute(sql).fetchall()}
-
-        # Read once: many files make the scan the cost, and the numbers must fit together while the sink writes.
-        connection.execute(_FACTS)
-        tasks: dict[str, dict[str, int]] = {}
-        for row in rows("SELECT task, outcome, count(*) AS n FROM facts GROUP BY ALL ORDER BY ALL"):
-            tasks.setdefault(row["task"], {})[row["outcome"]] = row["n"]
-        (total,) = rows(_TOTALS)
-        return {
-            "cases": total["cases"],
-            "duplicates": total["duplicates"],
-            "outcomes": counts("SELECT outcome, count(*) FROM facts GROUP BY ALL ORDER BY 2 DESC, 1"),
-            "tasks": tasks,
-            "gold": {name: total[name] for name in ("rows", "corrected", "with_strategy")},
-            "first_attempt": rows(_FIRST_ATTEMPT),
-            "rounds": counts(
-                "SELECT rounds, count(*) FROM facts WHERE outcome = 'gold' GROUP BY rounds ORDER BY rounds"
-            ),
-            "violations": counts("SELECT unnest(rules) AS rule, count(*) FROM facts GROUP BY rule ORDER BY 2 DESC, 1"),
-            "spend": {name: total[name] for name in _SPEND},
-            "unresolved": counts(_REASONS.format("unresolved")),
-            "dead": counts(_REASONS.format("dead")),
-            "dropped": counts(_REASONS.format("dropped")),
-            "redacted": counts(_REDACTED),
-            "reviews": counts("SELECT review, count(*) FROM facts WHERE review IS NOT NULL GROUP BY ALL ORDER BY 1"),
-        }
-
-
 _VIEWS_BEGIN, _FINDING_BEGINS = "-- What is forgotten:", "-- Every row on disk,"
 _STORED = """
 SET VARIABLE files = [getvariable('columns')];
 CREATE VIEW stored AS
 SELECT * FROM read_parquet(getvariable('files'), union_by_name = true, hive_partitioning = false);
-"""
-
-_SPEND = ("calls", "prompt_tokens", "completion_tokens", "cost_usd", "model_s", "cost_per_gold_row_usd")
-
-_FACTS = """
-CREATE TEMP TABLE facts AS
-SELECT case_id, task, outcome, reason, review, rounds, corrected, strategy_guardrail, first_adapter,
-       first_attempt_passed, calls, prompt_tokens, completion_tokens, cost_usd, model_s,
-       flatten([[violation.rule for violation in attempt.violations] for attempt in attempts]) AS rules,
-       placeholders
-FROM outcomes
-"""
-
-_REASONS = """
-SELECT coalesce(nullif(reason, ''), 'not told'), count(*)
-FROM facts WHERE outcome = '{}' GROUP BY 1 ORDER BY 2 DESC, 1
-"""
-
-_REDACTED = """
-SELECT lower(regexp_extract(placeholder, '^[A-Z]+')) AS kind, count(DISTINCT case_id)
-FROM (SELECT case_id, unnest(placeholders) AS placeholder FROM facts) GROUP BY kind ORDER BY 2 DESC, 1
-"""
-
-_TOTALS = """
-SELECT count(*) AS cases,
-       count(*) - count(DISTINCT case_id) AS duplicates,
-       count(*) FILTER (outcome = 'gold') AS rows,
-       count(*) FILTER (outcome = 'gold' AND corrected) AS corrected,
-       count(*) FILTER (outcome = 'gold' AND strategy_guardrail <> '') AS with_strategy,
-       coalesce(sum(calls), 0) AS calls,
-       coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
-       coalesce(sum(completion_tokens), 0) AS completion_tokens,
-       coalesce(sum(cost_usd), 0.0) AS cost_usd,
-       coalesce(sum(model_s), 0.0) AS model_s,
-       sum(cost_usd) / nullif(count(*) FILTER (outcome = 'gold'), 0) AS cost_per_gold_row_usd
-FROM facts
-"""
-
-_FIRST_ATTEMPT = """
-SELECT task, first_adapter AS adapter, count(*) AS judged, count(*) FILTER (first_attempt_passed) AS passed,
-       count(*) FILTER (first_attempt_passed) / count(*) AS pass_rate
-FROM facts
-WHERE first_attempt_passed IS NOT NULL
-GROUP BY ALL
-ORDER BY ALL
 """
 
 _VIEW_NAMES = (

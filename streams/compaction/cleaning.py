@@ -64,7 +64,7 @@ def _remove_landing(gold: Path, manifest: Manifest) -> int:
 def _remove_unnamed(gold: Path, kept: Iterable[Manifest], grace_s: float) -> int:
     named = {name for manifest in kept for file in manifest.files for name in (file.name, file.facts)}
     removed = 0
-    for path in sorted((gold / "data").rglob("*.parquet")):
+    for path in sorted([*(gold / "data").rglob("*.parquet"), *(gold / "facts").glob("*.parquet")]):
         if path.relative_to(gold).as_posix() not in named and time.time() - path.stat().st_mtime >= grace_s:
             path.unlink(missing_ok=True)
             crash_point("compact.after_file_removal")

@@ -22,8 +22,9 @@ from schemas.settings.gold import Gold
 from streams.compaction.cleaning import Removed, clean
 from streams.compaction.plan import Plan, make_plan
 from streams.compaction.publish import publish
-from streams.compaction.rewrite import Writers, read_batches, read_landing
-from streams.durable import make_folder
+from streams.compaction.rewrite import TEMP, Writers, read_batches, read_landing
+from streams.durable import fsync_folder, make_folder
+from streams.stats import write_facts
 
 log = logging.getLogger("goldstream.compaction")
 
@@ -132,11 +133,25 @@ def _rewrite(gold: Path, plan: Plan, forgotten: Forgotten, number: int) -> tuple
             erased += _bare_rows(bare) - _bare_rows(table) if bare is not table else 0
             read += len(table)
             writers.add(bare)
-        made = writers.finish()
+        made = tuple(_with_facts(gold, file) for file in writers.finish())
     written, kept = sum(file.rows for file in made), sum(file.rows for file in plan.merge)
     if written != read or read < kept:
         raise GoldError(f"{gold}: compaction read {read} rows and wrote {written}. Nothing was published; report this.")
     return made, erased
+
+
+def _with_facts(gold: Path, file: DataFile) -> DataFile:
+    """Writes the facts of a file beside the data, and returns it with their name."""
+    name = f"facts/{file.name.rpartition('/')[2]}"
+    target = gold / name
+    make_folder(target.parent)
+    temp = gold / "tmp" / f"{TEMP}{target.name}.tmp"
+    write_facts(gold, file.name, temp)
+    with temp.open("rb") as written:
+        os.fsync(written.fileno())
+    temp.replace(target)
+    fsync_folder(target.parent)
+    return msgspec.structs.replace(file, facts=name)
 
 
 def _rows(gold: Path, plan: Plan) -> Iterator[pa.Table]:
