@@ -41,7 +41,7 @@ def find_case(settings: Settings, case_id: str) -> dict[str, Any] | None:
     for case, _ in found:
         if remembered.covers(case, settings.intake.split_key):
             left = bare_case(case, "sink", case.created_ms)
-            return {"where": "nowhere: it is forgotten", "case": msgspec.json.decode(encode_case(left))}
+            return {"where": "books alone: it is forgotten", "case": msgspec.json.decode(encode_case(left))}
     if not found:
         return None
     # The furthest copy is the one with most behind it; earlier topics come later in `found`.

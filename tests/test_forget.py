@@ -109,6 +109,21 @@ def test_a_forgotten_user_is_gone_from_every_query_at_once(make_settings: Make, 
     assert "secret" not in case
 
 
+def test_compaction_takes_the_texts_out_of_the_files(make_settings: Make, tmp_path: Path) -> None:
+    settings = factory(make_settings, "erase12", ["ann", "bob"])
+    assert told(settings, tmp_path, "gold", "compact").exit_code == 0
+    forget(settings, "user", "ann")  # whose row is in a compacted file already
+    assert "1 forgotten rows erased" in told(settings, tmp_path, "gold", "compact").output
+    texts = query(settings.gold, 'SELECT case_id, reason, prompt, "user", trace_id, session FROM stored ORDER BY 1')[1]
+    assert texts[0] == ("req-0", "forgotten", "", "", "", "")
+    assert texts[1][2] == "secret question 1"
+    put(settings, "outcomes", *map(ended, cases_on(settings, "prompts")))  # the same hops once more
+    sink_all(settings)
+    assert query(settings.gold, "SELECT count(*) FROM stored")[1] == [(2,)]
+    assert query(settings.gold, "SELECT case_id FROM outcomes")[1] == [("req-1",)]
+    assert audit(settings).balanced
+
+
 def test_what_is_logged_later_or_read_again_never_comes_back(make_settings: Make) -> None:
     settings = factory(make_settings, "erase2", ["ann", "bob"])
     forget(settings, "user", "ann")
