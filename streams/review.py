@@ -26,7 +26,8 @@ from kafka.errors import KafkaError
 from agents.expert import Decision, check_decision, decided_case, judged_attempt, told
 from schemas.case import Case, Source, decode_case, encode_case
 from schemas.errors import BrokerError, RecordError, ReviewError
-from schemas.gold import END_OFFSET, landing_folder, landing_partitions
+from schemas.gold import END_OFFSET, landing_above, landing_partitions
+from schemas.manifests import latest_manifest
 from schemas.rows import row_case
 from schemas.settings import Settings
 from schemas.topics import OUTCOMES
@@ -261,10 +262,11 @@ def _unlanded_reviews(settings: Settings) -> dict[str, Case]:
 
 
 def _tips(gold: Path) -> dict[int, int]:
-    """Returns the first offset of each partition that no file holds, from the footers of the last files."""
-    tips: dict[int, int] = {}
+    """Returns the first offset of each partition that no file holds: of the manifest, and the last files' footers."""
+    manifest = latest_manifest(gold)
+    tips = dict(manifest.watermark)
     for partition in landing_partitions(gold):
-        files = sorted(landing_folder(gold, partition).glob("*.parquet"))
+        files = landing_above(gold, partition, manifest)
         if files:
             tips[partition] = int((pq.read_metadata(files[-1]).metadata or {})[END_OFFSET])
     return tips

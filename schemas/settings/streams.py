@@ -55,4 +55,4 @@ class Sink(Section, frozen=True):
     """When outcomes become a Parquet file."""
 
     rows_per_file: Positive = 5000
-    seconds_per_file: Seconds = 60.0  # every file costs each reader a millisecond, until compaction
+    seconds_per_file: Seconds = 15.0  # every file costs each reader half a millisecond, until compaction

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.case import DEAD_REASONS, DROPPED_REASONS, UNRESOLVED_REASONS
+from schemas.manifests import latest_manifest
 from schemas.metrics import OTHER, Gauge, Labels, known
 from schemas.settings import Settings
 from streams.exporter import families as f
@@ -18,6 +19,8 @@ from streams.gold import open_gold
 NEWEST_VERSIONS = 20  # of a task that have series of their own
 MOST_ROUNDS = 20
 ANYWAY_S = 600.0  # after which the gold set is read although nothing has landed: rows may have been erased
+
+_MANIFEST = "manifests"
 
 _CASES = """
 SELECT coalesce(task, ''), split, stage, outcome, coalesce(reason, ''), coalesce(corrected, false),
@@ -54,7 +57,7 @@ class GoldReading:
         """Shows the gold set, if it is not as it was. Raises GoldError, and keeps what was shown then."""
         _show_disk(self._settings.gold)
         landed = _landed(self._settings.gold)
-        f.LANDING_FILES.set({(): float(sum(count for count, _ in landed.values()))})
+        f.LANDING_FILES.set({(): float(sum(count for folder, (count, _) in landed.items() if folder != _MANIFEST))})
         if landed == self._seen and time.monotonic() < self._again:
             return
         show_gold(self._settings)
@@ -145,10 +148,11 @@ def _show_disk(gold: Path) -> None:
 
 def _landed(gold: Path) -> dict[str, tuple[int, str]]:
     """Returns, per partition, how many files there are and the newest one's name; opens none of them."""
-    found: dict[str, tuple[int, str]] = {}
+    manifest = latest_manifest(gold)
+    found: dict[str, tuple[int, str]] = {_MANIFEST: (manifest.number, "")}
     for folder in sorted((gold / "landing").glob("p=*")):
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.name.endswith(".parquet")]
         if folder.name != "p=schema":
+            end = manifest.watermark.get(int(folder.name[2:]), 0)
+            names = [name for name in os.listdir(folder) if name.endswith(".parquet") and int(name[6:26]) >= end]
             found[folder.name] = len(names), max(names, default="")
     return found
