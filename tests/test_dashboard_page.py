@@ -14,9 +14,12 @@ import pytest
 from browser import CONTRASTS, DESKTOP, MISSING, PHONE, Watch, chromium, find_chromium
 from playwright.sync_api import expect
 from steps import cases_on, until
+from toys import NEW
 from worked_factory import HOSTILE, REFUSED, Dashboard, Factory
 
-from trainer.registry import incumbent, promotions
+from agents.expert import Decision
+from streams.review import decide
+from trainer.registry import incumbent, promote, promotions
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason=MISSING)
 
@@ -182,6 +185,18 @@ def test_a_review_lands_by_keyboard_alone(open_page: Open, factory: Factory) -> 
     assert (rejected.review.reason, rejected.review.rules) == ("It gives an order.", ("polite",))
 
 
+def test_a_reviewer_who_was_slower_is_told_who_was_faster(open_page: Open, factory: Factory) -> None:
+    page = open_page()
+    page.watch.expected.append("409")
+    page.locator("#review-panel button.link").last.click()
+    page.wait_for_selector("#reviewing[open] .attempt")
+    case_id = page.locator("#reviewing-title .mono").inner_text()
+    page.locator("#by").fill("ann")
+    decide(factory.settings, case_id, Decision(decision="reject", by="bob", reason="It is rude."))
+    page.locator("#review-body").press("a")
+    page.wait_for_selector("#toasts .bad :text('bob rejected case')")
+
+
 def test_a_redrive_is_counted_and_confirmed_before_anything_is_sent(open_page: Open, factory: Factory) -> None:
     page = open_page()
 
@@ -217,6 +232,18 @@ def test_a_rollback_by_keyboard_asks_why_and_happens(open_page: Open, factory: F
         until(lambda: incumbent(factory.settings.adapters, "toy") != served)
     assert "doses are wrong" in promotions(factory.settings.adapters, "toy")[-1].reason
     page.wait_for_selector("#adapters .commands :text('done')")
+
+
+def test_a_rollback_that_rests_on_what_has_changed_since_is_refused(open_page: Open, factory: Factory) -> None:
+    page = open_page()
+    page.watch.expected.append("409")
+    page.locator("[data-focus=rollback-toy]").click()
+    page.locator("#question input").fill("doses are wrong")
+    promote(factory.settings.adapters, "toy", NEW, by="hand", reason="another person's decision")
+    with factory.rollout():
+        page.locator("#question button.danger").click()
+        page.wait_for_selector("#toasts .bad :text('somebody has decided since')")
+    assert incumbent(factory.settings.adapters, "toy") == NEW
 
 
 def test_a_version_that_the_gate_refused_is_promoted_only_against_a_warning(open_page: Open) -> None:

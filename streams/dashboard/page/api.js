@@ -127,8 +127,8 @@ async function answer(/** @type {Response} */ response) {
 
 async function refusal(/** @type {Response} */ response) {
   try {
-    const { error, next } = await response.json();
-    return new ApiError(response.status, error, next);
+    const { error, next, detail } = await response.json(); // detail: of what was understood, and refused
+    return new ApiError(response.status, error ?? detail ?? `The server answered ${response.status}.`, next);
   } catch {
     return new ApiError(response.status, `The server answered ${response.status}.`);
   }
