@@ -157,7 +157,9 @@ def measure(workers: int, in_flight: int, seconds: float, stages: str = "") -> d
             programs = {f"worker-{n}": [__file__, "--pinned", str(WORKERS_CORE), *words] for n in range(workers)}
             with Supervisor(settings, {}, programs) as running:
                 running.wait_ready()
-                return _watched(running, stub, ideal, seconds) | {"workers": workers, "in_flight": in_flight}
+                found = _watched(running, stub, ideal, seconds) | {"workers": workers, "in_flight": in_flight}
+                sys.stderr.write(json.dumps(found) + "\n")
+                return found
         finally:
             stop_broker(settings)
 
