@@ -14,6 +14,7 @@ import { queue } from "./review.js";
 import { startTheme } from "./theme.js";
 import { tiles } from "./overview.js";
 import { trainers } from "./training.js";
+import { worst } from "./waiting.js";
 
 const REVIEW_ITEMS = 10;
 const drawn = new Map(); // by panel: the JSON it was drawn from
@@ -67,6 +68,7 @@ function draw() {
     stuckList(all).map((/** @type {any} */ e) => e.textContent),
     () => stuckList(all),
   );
+  announce(all);
   panel("flow-drawing", all.flow, drawNow);
   panel("flow-table", all.flow, () => flowTable(all, operate));
   panel("passing", s.passing, () => passing(s.passing));
@@ -88,6 +90,16 @@ function draw() {
   );
   byId("foot").textContent =
     `Topics ${all.prefix}*, tasks ${all.tasks.join(", ") || "none"}. Read every ${duration(all.refresh_s)} while a page is open.`;
+}
+
+/** Tells screen readers when a stage gets stuck or moves again, and not each time a figure changes. */
+function announce(/** @type {any} */ state) {
+  const text = worst(state.flow)
+    .map((/** @type {any} */ w) => `${w.reader?.label ?? w.edge.to} is ${w.level}.`)
+    .join(" ");
+  const here = byId("announced");
+  const said = text || (here.textContent ? "Everything flows again." : "");
+  if (here.textContent !== said) here.textContent = said;
 }
 
 /** Draws a panel where what it shows has changed, and gives the keyboard back its place. */
