@@ -262,16 +262,8 @@ class Runner:
                 initial=initial,
                 progress=self._progress,
             )
-        log.info(
-            "%s %s: %d steps in %.1f s, %.0f tokens/s, loss %.3f -> %.3f",
-            task,
-            version,
-            stats.steps,
-            stats.seconds,
-            stats.tokens_per_s,
-            stats.first_loss,
-            stats.last_loss,
-        )
+        done = (stats.steps, stats.seconds, stats.tokens_per_s, stats.first_loss, stats.last_loss)
+        log.info("%s %s: %d steps in %.1f s, %.0f tokens/s, loss %.3f -> %.3f", task, version, *done)
         refuse_forgotten(settings.gold, task, {example.case_id for example in data.examples})
         write_trained_on(folder / OUT, data.examples)
         return AdapterManifest(
