@@ -16,7 +16,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -169,23 +169,23 @@ class Models:
         """Returns the engine of [local.NAME]; the first call builds it, which takes seconds."""
         return self._engines.build(name)
 
-    async def warm(self, task: str) -> None:
-        """Imports LiteLLM, loads the engines of a task and checks its keys, ahead of the first call.
+    async def warm(self, task: str, roles: Collection[Role] = ROLES) -> None:
+        """Imports LiteLLM, loads the engines of some roles of a task and checks their keys, ahead of the first call.
 
         Raises SettingsError for a missing key, SetupError for a missing model folder.
         """
-        await self._engines.made("litellm", load_litellm)
-        for role in ROLES:
-            models = [self._settings.task(task).model(role)]
-            if role == "judge":
-                panel = self._settings.task(task).panel
-                models += [*panel.judges, panel.tie_break]
-            for model in models:
-                for one in (model, *model.fallbacks):
-                    _api_key(one)
-                provider, _, name = model.model.partition("/")
-                if provider == "local":
-                    await self._engines.get(name)
+        chosen = self._settings.task(task)
+        models = [chosen.model(role) for role in roles]
+        if "judge" in roles:
+            models += [*chosen.panel.judges, chosen.panel.tie_break]
+        asked = [one for model in models for one in (model, *model.fallbacks) if one.model]
+        if asked:
+            await self._engines.made("litellm", load_litellm)
+        for one in asked:
+            _api_key(one)
+            provider, _, name = one.model.partition("/")
+            if provider == "local":
+                await self._engines.get(name)
 
     async def imported(self) -> None:
         """Imports LiteLLM, so that the seconds this takes are no call's."""

@@ -109,9 +109,8 @@ async def run_worker(
     for role in ROLES:
         budget.take_share(role, 0.0)
     ledger = Ledger(settings, budget)
-    if "student" in roles:
-        for name in settings.tasks:
-            await models.warm(name)
+    for name in settings.tasks:
+        await models.warm(name, roles)  # the first case must not wait for an import
     # 3.
     apps: list[Any] = []
     watchdog = Watchdog(
