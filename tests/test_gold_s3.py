@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +26,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publish]:
     server.start()
     try:
         _, port = server.get_host_and_port()
-        place = Publish(s3="s3://snapshots/gold", endpoint=f"http://127.0.0.1:{port}", region="us-east-1")
-        make_client(place).create_bucket(Bucket="snapshots")
+        name = f"snapshots-{uuid.uuid4().hex}"  # moto keeps buckets from one server to the next
+        place = Publish(s3=f"s3://{name}/gold", endpoint=f"http://127.0.0.1:{port}", region="us-east-1")
+        make_client(place).create_bucket(Bucket=name)
         yield place
     finally:
         server.stop()
