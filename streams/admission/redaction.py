@@ -109,8 +109,14 @@ def load_analyzer(settings: Redact) -> Analyzer:
         )
     model = {"lang_code": settings.language, "model_name": settings.name_model}
     provider = NlpEngineProvider(nlp_configuration={"nlp_engine_name": "spacy", "models": [model]})
-    analyzer: Analyzer = AnalyzerEngine(nlp_engine=provider.create_engine(), supported_languages=[settings.language])
+    engine = provider.create_engine()
+    pipeline = engine.nlp[settings.language]
+    pipeline.select_pipes(enable=[name for name in pipeline.pipe_names if name in _NAMING])
+    analyzer: Analyzer = AnalyzerEngine(nlp_engine=engine, supported_languages=[settings.language])
     return analyzer
+
+
+_NAMING = frozenset({"tok2vec", "transformer", "ner", "entity_ruler"})  # what finds names; the rest only costs time
 
 
 class _Placeholders:
