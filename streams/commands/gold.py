@@ -36,9 +36,11 @@ def with_as_of(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _then(settings: Settings, as_of: str | None) -> Watermark | None:
+    if as_of is None:
+        return None  # without pyarrow, which takes longer to import than most questions to answer
     from streams.watermarks import find_watermark
 
-    return None if as_of is None else find_watermark(settings, as_of)
+    return find_watermark(settings, as_of)
 
 
 @gold.command("sql")
