@@ -271,12 +271,11 @@ def test_forgotten_rows_lose_their_text_in_all_files_that_hold(gold: Path) -> No
     compact(gold, Gold())
     forget(gold, Forgetting(kind="user", key="hash-of-a", at_ms=1))
     land(gold, [ended(52, user="hash-of-a")])
-    visible = query(gold, "SELECT case_id FROM outcomes ORDER BY 1")[1]
-    assert ("req-50",) in visible
     report = compact(gold, Gold())
     assert report.erased_rows == 2
     compact(gold, NOW)
-    assert query(gold, "SELECT case_id FROM outcomes ORDER BY 1")[1] == [row for row in visible if row != ("req-52",)]
+    left = [case_id for (case_id,) in query(gold, "SELECT case_id FROM outcomes")[1]]
+    assert sorted(left) == ["req-0", "req-1", "req-10", "req-11", "req-12", "req-2", "req-50"]
     for name in data_files(gold):
         table = pq.read_table(gold / name)
         assert "hash-of-a" not in table["user"].to_pylist()
