@@ -105,6 +105,8 @@ def make_client(settings: Publish) -> Any:
 
 
 def _place(url: str) -> tuple[str, str]:
+    if not url:
+        raise SettingsError('gold.publish.s3 is not set: name the bucket, such as s3 = "s3://bucket/prefix".')
     if not url.startswith("s3://"):
         raise SettingsError(f"{url!r} is no bucket; expected s3://BUCKET/PREFIX, as gold.publish.s3 or --from.")
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
