@@ -17,7 +17,8 @@ const H = 240,
 
 /**
  * Returns a chart that draws itself for the width it gets.
- * @param {{caption: string, lines: Line[], marks?: Mark[], from: number, to: number, top?: number, format: (y: number) => string}} chart
+ * `top` is the highest value of its axis; `gap`, in ms, breaks a line where it has no point for longer.
+ * @param {{caption: string, lines: Line[], marks?: Mark[], from: number, to: number, top?: number, gap?: number, format: (y: number) => string}} chart
  */
 export function timeChart(chart) {
   const holder = el("div", { class: "chart" });
@@ -88,8 +89,8 @@ function draw(/** @type {any} */ chart, /** @type {number} */ width) {
     if (!line.points.length) continue;
     const d = line.points
       .map(
-        (/** @type {Point} */ p, /** @type {number} */ i) =>
-          `${i ? "L" : "M"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`,
+        (/** @type {Point} */ p, /** @type {number} */ i, /** @type {Point[]} */ all) =>
+          `${i && p.x - all[i - 1].x <= (chart.gap ?? Infinity) ? "L" : "M"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`,
       )
       .join("");
     root.append(svg("path", { d, class: `series ${line.color}` }));
@@ -163,10 +164,13 @@ function lineNames(
       return { line, x: x(last.x), y: y(last.y) };
     })
     .sort((a, b) => a.y - b.y);
-  let free = TOP - 4;
-  return ends.map((end) => {
-    const at = Math.min(Math.max(end.y, free + 12), bottom);
-    free = at;
+  // Names keep 12 px between them: pushed down from the top, then up again from the bottom.
+  const places = ends.map((end) => end.y);
+  places.forEach((_, i) => (places[i] = Math.max(places[i], i ? places[i - 1] + 12 : TOP)));
+  for (let i = places.length - 1; i >= 0; i -= 1)
+    places[i] = Math.min(places[i], i === places.length - 1 ? bottom : places[i + 1] - 12);
+  return ends.map((end, i) => {
+    const at = places[i];
     return svg(
       "g",
       {},

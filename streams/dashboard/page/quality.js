@@ -57,6 +57,7 @@ export function passing(/** @type {any[]} */ all) {
           from: p.from_ms,
           to: p.to_ms + p.bucket_ms,
           top: 1,
+          gap: 6 * p.bucket_ms,
           format: (y) => percent(y, 0),
         }),
         key,
