@@ -18,6 +18,12 @@ from streams.shapes.values import arguments, kind, parsed, text
 REDACTED = "redacted-by-litellm"
 _TRUNCATED = "litellm_truncated"
 _MARK = "litellm"  # in both
+_OTHERS = {  # what other loggers write in place of a whole text
+    "__REDACTED__": "OpenInference; OPENINFERENCE_HIDE_INPUTS, _OUTPUTS or _TEXT takes it out",
+    "<fully masked due to failed mask function>": "Langfuse, whose mask function failed",
+    "[REDACTED]": "its logger",
+}
+_FIRST = ("_", "<", "[")  # how these begin
 
 # Tuples where what is looked up may be of any type; a set would raise for an array.
 _PLAIN = ("user", "assistant", "system", "developer")
@@ -47,7 +53,7 @@ def read_messages(raw: Any, where: str = "messages") -> tuple[Message, ...]:
             raise RecordError("wrong_type", f"one of `{where}` is {kind(item)}, expected an object")
         content, role = item.get("content"), item.get("role")
         if content.__class__ is str and len(item) == 2 and role in _PLAIN:
-            if _MARK in content:
+            if _MARK in content or content[:1] in _FIRST:
                 check_text(content, where)
             messages.append(Message(role, content))
             asked = asked or (role == "user" and not content.isspace() and content != "")
@@ -72,7 +78,7 @@ def read_completion(raw: Any, where: str) -> tuple[Message, ...]:
         and not (raw.get("tool_calls") or raw.get("function_call"))
         and raw.get("role", "assistant") == "assistant"
     ):
-        if _MARK in content:
+        if _MARK in content or content[:1] in _FIRST:
             check_text(content, where)
         return (Message("assistant", _spoken(content)),)
     if isinstance(raw, str):
@@ -103,6 +109,8 @@ def asked_and_answered(messages: tuple[Message, ...]) -> tuple[tuple[Message, ..
 
 def check_text(content: str, where: str) -> None:
     """Raises RecordError for a text that its logger has redacted or cut."""
+    if content in _OTHERS:
+        raise RecordError("redacted", f"`{where}` is redacted by {_OTHERS[content]}")
     if _MARK not in content:
         return
     if content == REDACTED:
