@@ -219,7 +219,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A production prompt with everything that happened to it."""
 
-    schema_version: int = SCHEMA_VERSION
+    # A default is left out of the message: this one must stay what the messages without one mean, in every version.
+    schema_version: int = 1
     case_id: str
     epoch: int = 0  # redrive and review write with a higher one, which supersedes
     task: str
@@ -293,6 +294,8 @@ def encode_case(case: Case) -> bytes:
     """Returns the case as the JSON bytes that travel on our topics, with what a newer writer had added."""
     if isinstance(case, _NewerCase):
         return _encoder.encode(_completed(case, case.original))
+    if case.schema_version < SCHEMA_VERSION:
+        case = msgspec.structs.replace(case, schema_version=SCHEMA_VERSION)
     return _encoder.encode(case)
 
 

@@ -136,7 +136,14 @@ def test_an_old_writer_that_leaves_newer_fields_out_is_read_with_defaults() -> N
     written = {"schema_version": 0, "case_id": "x", "task": "t", "split": "train", "source": source}
     case = read(written | {"attempts": [attempt]})
     assert (case.epoch, case.retries, case.source.index, case.attempts[0].verdict) == (0, 0, 0, None)
-    assert rewritten(case)["schema_version"] == 0
+    assert rewritten(case).get("schema_version", 1) == SCHEMA_VERSION, "what we write is of our version"
+
+
+def test_the_next_version_says_its_number_in_every_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    today = encode_case(ended(1))
+    monkeypatch.setattr("schemas.case.SCHEMA_VERSION", NEXT)  # a default would be left out of the message
+    assert json.loads(encode_case(ended(1)))["schema_version"] == NEXT
+    assert json.loads(encode_case(decode_case(today)))["schema_version"] == NEXT
 
 
 def test_retries_the_sink_and_redrive_pass_unknown_fields_on() -> None:

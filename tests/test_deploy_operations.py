@@ -126,7 +126,7 @@ def a_newer_version(folder: Path) -> Path:
     return folder
 
 
-def test_workers_are_upgraded_and_taken_back_one_by_one_with_cases_in_flight(
+def test_processes_are_upgraded_and_taken_back_one_by_one_with_cases_in_flight(
     make_settings: Callable[..., Settings], models: StubModels, tmp_path: Path
 ) -> None:
     settings = begun(make_settings, models, "upgrade-logs")
@@ -137,14 +137,15 @@ def test_workers_are_upgraded_and_taken_back_one_by_one_with_cases_in_flight(
     newer = a_newer_version(tmp_path / "newer")
     with Supervisor(settings, commands, backoff_s=(0.1,)) as supervisor:
         supervisor.wait_ready()
-        first, second = supervisor.children[-2:]
+        intake, worker = supervisor.children[0], supervisor.children[-1]
         sent = 0
-        for child, path in ((first, str(newer)), (second, str(newer)), (first, "")):
+        for child, path in ((intake, str(newer)), (worker, str(newer)), (worker, "")):
             produce(settings, "upgrade-logs", records(sent, 40))
             sent += 40
             wait_for(lambda: len(outcomes(settings)) >= sent - 30, "cases on their way", supervisor)  # noqa: B023
             replace(child, supervisor, path)
-        finished(settings, supervisor, sent)
+        produce(settings, "upgrade-logs", records(sent, 20))  # of the newer intake, for the older worker and sink
+        finished(settings, supervisor, sent + 20)
     _, rows = query(settings.gold, "select distinct schema_version from outcomes order by 1")
     versions = [version for (version,) in rows]
     assert len(versions) == 2, f"cases of both versions have ended: {versions}"
@@ -154,7 +155,7 @@ def test_workers_are_upgraded_and_taken_back_one_by_one_with_cases_in_flight(
 
 
 def replace(child: Child, supervisor: Supervisor, path: str) -> None:
-    """Ends a worker as a rolling restart does, and starts it with the code at `path`, "" for ours."""
+    """Ends a process as a rolling restart does, and starts it with the code at `path`, "" for ours."""
     # PYTHONSAFEPATH: else the working folder, which holds our code, would come first.
     child.environment = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"} if path else {}
     old: Any = child.process
