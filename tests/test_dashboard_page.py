@@ -125,6 +125,24 @@ def test_an_old_record_that_nobody_reads_strikes_the_eye(open_page: Open) -> Non
     assert "Nobody reads it" in said
 
 
+def test_age_and_not_number_decides_how_loud_an_arrow_is(open_page: Open) -> None:
+    page = open_page()
+    busy = {"lag": 10_000, "oldest_s": 3.0, "rate_per_s": 900.0, "members": 2, "kind": "flow"}
+    levels = page.evaluate(
+        "async (edges) => { const { level } = await import('/waiting.js'); return edges.map((e) => level(e, e.reader)); }",
+        [
+            busy,
+            busy | {"oldest_s": 90.0},
+            busy | {"oldest_s": 700.0},
+            busy | {"oldest_s": 90.0, "rate_per_s": 0.0, "lag": 1},
+            busy | {"oldest_s": 90.0, "reader": {"state": "paused"}},
+            busy | {"oldest_s": 90.0, "rate_per_s": 0.0, "kind": "retry"},
+            busy | {"lag": 0, "oldest_s": None},
+        ],
+    )
+    assert levels == ["calm", "slow", "late", "stuck", "held", "calm", "calm"]
+
+
 def test_a_case_tells_its_story_with_the_quote_marked_in_the_answer(open_page: Open) -> None:
     page = open_page()
     page.locator("#case-text").fill("light number 3?")
@@ -187,14 +205,15 @@ def test_a_review_lands_by_keyboard_alone(open_page: Open, factory: Factory) -> 
 
 def test_a_reviewer_who_was_slower_is_told_who_was_faster(open_page: Open, factory: Factory) -> None:
     page = open_page()
-    page.watch.expected.append("409")
-    page.locator("#review-panel button.link").last.click()
+    page.watch.expected.append("400")
+    page.locator("#review-panel button.link").nth(4).click()
     page.wait_for_selector("#reviewing[open] .attempt")
     case_id = page.locator("#reviewing-title .mono").inner_text()
     page.locator("#by").fill("ann")
     decide(factory.settings, case_id, Decision(decision="reject", by="bob", reason="It is rude."))
     page.locator("#review-body").press("a")
     page.wait_for_selector("#toasts .bad :text('bob rejected case')")
+    expect(page.locator("#reviewing-title .mono")).not_to_have_text(case_id)
 
 
 def test_a_redrive_is_counted_and_confirmed_before_anything_is_sent(open_page: Open, factory: Factory) -> None:

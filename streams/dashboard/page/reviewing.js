@@ -312,9 +312,18 @@ async function decide(/** @type {any} */ decision) {
     await next();
   } catch (error) {
     sayError(error);
-    if (error instanceof ApiError && error.status === 409) await next();
+    if (error instanceof ApiError && error.status !== 401 && (await decidedMeanwhile(item.case_id))) await next();
   } finally {
     now.busy = false;
+  }
+}
+
+/** Tells whether somebody else was faster; whatever else went wrong leaves the reviewer where they are. */
+async function decidedMeanwhile(/** @type {string} */ id) {
+  try {
+    return Boolean((await get(`/api/review/${encodeURIComponent(id)}`)).decided);
+  } catch {
+    return false;
   }
 }
 
