@@ -129,7 +129,7 @@ def test_age_and_not_number_decides_how_loud_an_arrow_is(open_page: Open) -> Non
     page = open_page()
     busy = {"lag": 10_000, "oldest_s": 3.0, "rate_per_s": 900.0, "members": 2, "kind": "flow"}
     levels = page.evaluate(
-        "async (edges) => { const { level } = await import('/waiting.js'); return edges.map((e) => level(e, e.reader)); }",
+        "(edges) => import('/waiting.js').then(({ level }) => edges.map((edge) => level(edge, edge.reader)))",
         [
             busy,
             busy | {"oldest_s": 90.0},
