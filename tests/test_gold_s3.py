@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ended_cases import ended, land
+from moto.server import ThreadedMotoServer
 
 from schemas.errors import Fenced, GoldError
 from schemas.settings.gold import Gold, Publish
@@ -15,14 +16,12 @@ from streams.compaction.compact import compact
 from streams.compaction.s3 import fetch_snapshot, make_client, publish_snapshot
 from streams.gold import query, stats
 
-moto_server = pytest.importorskip("moto.server", reason="needs pip install 'moto[s3,server]'")
-
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publish]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "of-nobody")
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         _, port = server.get_host_and_port()
