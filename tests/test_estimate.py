@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_calls_range_from_no_repair_to_all_rounds_and_the_holdout_is_judged_once
 def test_what_the_gold_set_measured_replaces_the_range() -> None:
     found = role_calls(TASK, [case()], Measured(100, 0.5, 0.4, 1.5), dollar)
     assert [role.calls for role in found] == [(1, 1), (1.5, 1.5), (0.5, 0.5), (0.4, 0.4)]
-    assert longest_s(found, 1000, 10, Measured(100, 0.5, 0.4, 1.5))[0] == pytest.approx(1500 * 1.5 / 10)
+    assert longest_s(found, 1000, 10, Measured(100, 0.5, 0.4, 1.5), Budget())[0] == pytest.approx(1500 * 1.5 / 10)
 
 
 def test_tokens_come_from_texts_and_answers_end_at_max_tokens() -> None:
@@ -64,10 +65,20 @@ def test_programs_cost_nothing_and_production_answers_spare_the_student() -> Non
     assert [role.calls for role in role_calls(task, [case()], None, dollar)][:2] == [(0, 0), (0, 0)]
 
 
-def test_a_cap_on_requests_bounds_the_time() -> None:
-    task = Task(topics=("logs",), max_rounds=0, rubric=TASK.rubric, budget=Budget(judge=Limits(requests_per_minute=6)))
-    seconds, bound = longest_s(role_calls(task, [case()], None, dollar), 60, 64, None)
-    assert (seconds, bound) == (600, "judge, 6 a minute")
+@pytest.mark.parametrize(
+    ("budget", "seconds", "bound"),
+    [  # 60 cases of 2 calls: 110 and about 800 tokens, 1.6 and some USD
+        (Budget(judge=Limits(requests_per_minute=6)), 600, "judge, 6 calls a minute"),
+        (Budget(requests_per_minute=6), 1200, "all roles, 6 calls a minute"),
+        (Budget(student=Limits(tokens_per_minute=130)), 3600, "student, 130 tokens a minute"),
+        (Budget(student=Limits(usd_per_day=48)), 2 * 86_400, "student, 48 USD a day"),
+        (Budget(student=Limits(usd_per_day=0)), math.inf, "student, 0 USD a day"),
+    ],
+)
+def test_the_budgets_caps_bound_the_time(budget: Budget, seconds: float, bound: str) -> None:
+    task = Task(topics=("logs",), max_rounds=0, rubric=TASK.rubric, **MODELS)
+    found = longest_s(role_calls(task, [case()], None, dollar), 60, 64, None, budget)
+    assert found == (pytest.approx(seconds), bound)
 
 
 def test_an_unknown_price_is_unknown_and_not_nothing() -> None:

@@ -15,7 +15,7 @@ from agents.prices import BYTES_A_TOKEN, Price
 from agents.prompts import judge_messages, refiner_messages, strategist_messages
 from agents.student import carried_over, production_attempt
 from schemas.case import Attempt, Case, Message, Verdict, Violation
-from schemas.settings import ROLES, Model, Role, Task
+from schemas.settings import ROLES, Budget, Limits, Model, Role, Task
 
 VERDICT_TOKENS, STRATEGY_TOKENS = 120, 60  # of an answer, assumed: two violations with why and fix; two sentences
 CALL_S = 2.0  # of one model call, assumed where none was measured
@@ -39,7 +39,6 @@ class RoleCalls(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: float  # of one call
     completion_tokens: float
     usd: tuple[float, float] | None  # None: nobody knows the model's price
-    requests_per_minute: int | None = None
 
 
 def role_calls(
@@ -81,23 +80,39 @@ def role_calls(
                 prompt_tokens=prompt,
                 completion_tokens=completion,
                 usd=None if one is None else (calls[role][0] * one, calls[role][1] * one),
-                requests_per_minute=task.budget.limits(role).requests_per_minute,
             )
         )
     return found
 
 
-def longest_s(roles: Sequence[RoleCalls], cases: float, at_once: int, measured: Measured | None) -> tuple[float, str]:
-    """Returns how long the busiest role takes over so many cases at most, and what bounds it."""
+def longest_s(
+    roles: Sequence[RoleCalls], cases: float, at_once: int, measured: Measured | None, budget: Budget
+) -> tuple[float, str]:
+    """Returns how long so many cases take at most, and what bounds it: the calls at once, or a cap of the budget."""
     call_s = measured.call_s if measured and measured.call_s else CALL_S
     said = "measured" if measured and measured.call_s else "assumed"
     bounds = [(0.0, "nothing is called")]
     for role in roles:
-        calls = cases * role.calls[1]
-        bounds.append((calls * call_s / at_once, f"{role.role}, {at_once} at once at {call_s:.1f} s a call ({said})"))
-        if role.requests_per_minute:
-            bounds.append((calls * 60 / role.requests_per_minute, f"{role.role}, {role.requests_per_minute} a minute"))
-    return max(bounds)
+        seconds = cases * role.calls[1] * call_s / at_once
+        bounds.append((seconds, f"{role.role}, {at_once} at once at {call_s:.1f} s a call ({said})"))
+        bounds += _caps(role.role, [role], cases, budget.limits(role.role))
+    return max(bounds + _caps("all roles", roles, cases, budget))
+
+
+def _caps(name: str, roles: Sequence[RoleCalls], cases: float, limits: Limits) -> list[tuple[float, str]]:
+    """Returns (seconds, what caps) for each cap on so many cases' calls of some roles."""
+    calls = cases * sum(role.calls[1] for role in roles)
+    tokens = cases * sum(role.calls[1] * (role.prompt_tokens + role.completion_tokens) for role in roles)
+    usd = cases * sum(role.usd[1] for role in roles if role.usd is not None)
+    found = []
+    for needed, cap, period_s, unit in (
+        (calls, limits.requests_per_minute, 60, "calls a minute"),
+        (tokens, limits.tokens_per_minute, 60, "tokens a minute"),
+        (usd, limits.usd_per_day, 86_400, "USD a day"),
+    ):
+        if cap is not None and needed > 0:
+            found.append((needed * period_s / cap if cap else math.inf, f"{name}, {cap:,g} {unit}"))
+    return found
 
 
 def _range(measured: float | None, most: float) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from kafka.errors import KafkaError
 from agents.prices import price_of
 from schemas.case import Case, Source
 from schemas.errors import BrokerError, SettingsError
-from schemas.settings import Settings
+from schemas.settings import Budget, Settings
 from schemas.start import parse_start
 from streams.admission.admit import Admission
 from streams.admission.calls import Measured, RoleCalls, longest_s, role_calls
@@ -213,8 +213,8 @@ def _of_task(
         redacted=sum(bool(case.placeholders) for case in admitted),
         measured=measured,
         roles=roles,
-        backlog=_amount(backlog, roles, at_once, measured),
-        per_day=_amount(per_day, roles, at_once, measured),
+        backlog=_amount(backlog, roles, at_once, measured, task.budget),
+        per_day=_amount(per_day, roles, at_once, measured, task.budget),
         unpriced=[f"{role.role}: {role.model}" for role in roles if role.usd is None],
     )
 
@@ -229,11 +229,11 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def _amount(cases: float, roles: list[RoleCalls], at_once: int, measured: Measured | None) -> Amount:
+def _amount(cases: float, roles: list[RoleCalls], at_once: int, measured: Measured | None, budget: Budget) -> Amount:
     calls = [round(cases * sum(role.calls[end] for role in roles)) for end in (0, 1)]
     known = [role.usd for role in roles if role.usd is not None]
     usd = (cases * sum(one[0] for one in known), cases * sum(one[1] for one in known))
-    seconds, bound = longest_s(roles, cases, at_once, measured)
+    seconds, bound = longest_s(roles, cases, at_once, measured, budget)
     return Amount(round(cases), (calls[0], calls[1]), usd, seconds / 3600, bound)
 
 
