@@ -1,8 +1,8 @@
 """What each process of ours may do on a Kafka with an authorizer: no more than it needs.
 
 `goldstream topics acls` prints it, and tests/test_kafka_acls.py runs every process with exactly that. Names are
-literal: a rule for all of gs.* would let every process write everywhere. The trainer has no part in it: it reads
-and writes files.
+literal: a rule for all of gs.* would let every process write everywhere. The trainer works on files, and charges what
+its gate asks the judge to the ledger.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def accesses(settings: Settings, process: str) -> list[Access]:
             return _access(settings, _named(settings, *retries, FORGOTTEN), (*STAGES, OUTCOMES), ["retries"])
         case "sink":
             return _access(settings, _named(settings, OUTCOMES, FORGOTTEN), (), ["sink"])
+        case "trainer":
+            return _access(settings, _named(settings, LEDGER), (LEDGER,), [])
         case "rollout":
             return _access(settings, _named(settings, ADAPTERS, COMMANDS), (ADAPTERS, COMMANDS), [])
         case "exporter":

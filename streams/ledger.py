@@ -44,6 +44,7 @@ from schemas.settings import ROLES, Role, Settings
 from schemas.topics import LEDGER, STAGE_INPUT
 from streams.clients import make_consumer, make_producer
 from streams.follow import Follower
+from streams.topics import cluster_id
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ async def kept(settings: Settings, budget: Budget) -> AsyncIterator[None]:
     Without a cap in money the calls go on where no Kafka answers, and are not in the ledger; with one, BrokerError.
     """
     try:
-        await asyncio.to_thread(partition_counts, settings)  # says at once where no Kafka answers
+        await asyncio.to_thread(cluster_id, settings)  # says at once where no Kafka answers
         ledger = Ledger(settings, budget)
         await ledger.start()
     except BrokerError as error:

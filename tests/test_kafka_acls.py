@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,17 +14,27 @@ from pipeline import STUB_TASK, openai_record, outcomes, produce, toy_answer, wa
 from stub_models import StubModels
 from test_kafka_security import PASSWORD, USER, VARIABLE, keytool
 
+from agents.models import Models
+from agents.outside import spending
+from schemas.case import Message
 from schemas.kafka import client_options
 from schemas.settings import Settings, load_settings
 from streams.acls import PRINCIPALS, accesses, kafka_acls
 from streams.broker import SecureListener, start_broker, stop_broker
 from streams.clients import make_consumer
 from streams.lag import LagReader
+from streams.ledger import kept, read_ledger
 from streams.supervisor import Supervisor
 from streams.topics import create_topics, ensure_source_topic
 
 PROCESSES = ("intake", "worker", "retries", "sink", "rollout", "exporter")
 SOURCE = "acl-logs"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:litellm.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:pydantic.*"),
+    pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +96,16 @@ def grant(settings: Settings, process: str) -> None:
         admin.close()
 
 
+async def ask_as_a_gate(settings: Settings) -> None:
+    models = Models(settings)
+    try:
+        async with kept(settings, models.budget), spending(settings, models, "gate"):
+            deadline = asyncio.get_running_loop().time() + 30
+            await models.complete("judge", "toy", [Message("user", "?")], deadline=deadline)
+    finally:
+        await models.close()
+
+
 def test_each_process_works_with_its_own_rights_and_no_others(
     config: Path, models: StubModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +131,9 @@ def test_each_process_works_with_its_own_rights_and_no_others(
         assert "Authorization" not in text, f"{name}: {text}"
     with LagReader(settings_as(config, "goldstream-exporter")) as lag:
         assert {row.group for row in lag.read() if row.committed >= 0} >= {"intake", "student", "judge", "sink"}
+    asyncio.run(ask_as_a_gate(settings_as(config, "goldstream-trainer")))
+    charged = read_ledger(settings_as(config, "goldstream-operator"))
+    assert [entry.role for entry in charged.entries.values() if "/" in entry.role] == ["judge/gate"]
     # What a process has no business with it cannot do.
     producer = KafkaProducer(**client_options(settings_as(config, "goldstream-rollout")))
     try:
