@@ -18,17 +18,8 @@ from schemas.settings import ROLES, Model, Rubric, Settings, Task
 from streams.broker import DEPLOY, broker_status, find_java, java_version
 from streams.topics import connect_admin
 
-PACKAGES = (
-    "kafka-python",
-    "faust-streaming",
-    "aiokafka",
-    "litellm",
-    "torch",
-    "transformers",
-    "peft",
-    "pyarrow",
-    "duckdb",
-)
+PACKAGES = ("kafka-python", "faust-streaming", "aiokafka", "litellm", "pyarrow", "duckdb")
+TRAINING_PACKAGES = ("torch", "transformers", "peft")  # of the extra `trainer`; images of the stream side lack them
 MIN_FREE_BYTES = 2 << 30
 
 
@@ -43,10 +34,10 @@ class Finding(NamedTuple):
 
 def examine(settings: Settings) -> list[Finding]:
     """Returns everything Goldstream needs, found or not."""
-    return [*_python(), *_kafka(settings), *_disk(settings), *_tasks(settings)]
+    return [*_python(settings), *_kafka(settings), *_disk(settings), *_tasks(settings)]
 
 
-def _python() -> Iterator[Finding]:
+def _python(settings: Settings) -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     ok = sys.version_info[:2] == (3, 11)
     yield Finding("python", "ok" if ok else "missing", version, "" if ok else "install Python 3.11; make setup")
@@ -55,6 +46,13 @@ def _python() -> Iterator[Finding]:
             yield Finding(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, "missing", "not installed", "run `make setup`")
+    needed = any(model.model.startswith("local/") for task in settings.tasks.values() for _, model in _models(task))
+    for name in TRAINING_PACKAGES:
+        try:
+            yield Finding(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            what = "not installed; the trainer and models local/NAME need it"
+            yield Finding(name, "missing" if needed else "note", what, "pip install '.[trainer]', or `make setup`")
 
 
 def _kafka(settings: Settings) -> Iterator[Finding]:

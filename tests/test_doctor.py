@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
 
 from schemas.settings import load_settings
-from streams.doctor import _tasks
+from streams.doctor import _python, _tasks
 
 TOML = """
 [tasks.toy]
@@ -35,3 +36,19 @@ def test_every_key_that_a_task_needs_is_looked_for(tmp_path: Path, monkeypatch: 
     assert said["judge, fallback 1"] == ("missing", "export KEY_OF_FALLBACK")
     assert said["panel judge 1"] == ("missing", "export KEY_OF_PANEL")
     assert said["tie-break judge"] == ("ok", "")
+
+
+def test_torch_is_missing_only_where_a_model_runs_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_torch(name: str) -> str:
+        if name == "torch":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr("importlib.metadata.version", without_torch)
+    path = tmp_path / "goldstream.toml"
+    path.write_text(TOML)
+    results = []
+    for student in ("openai/s", "local/s"):
+        settings = load_settings(path, [f"tasks.toy.student.model={student}"], environ={})
+        results += [one.result for one in _python(settings) if one.check == "torch"]
+    assert results == ["note", "missing"]
