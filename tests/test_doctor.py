@@ -49,6 +49,6 @@ def test_torch_is_missing_only_where_a_model_runs_in_process(tmp_path: Path, mon
     path.write_text(TOML)
     results = []
     for student in ("openai/s", "local/s"):
-        settings = load_settings(path, [f"tasks.toy.student.model={student}"], environ={})
+        settings = load_settings(path, [f"tasks.toy.student.model={student}", "local.s.path=s"], environ={})
         results += [one.result for one in _python(settings) if one.check == "torch"]
     assert results == ["note", "missing"]
