@@ -113,11 +113,10 @@ def test_every_arrow_to_a_reader_says_what_waits_and_how_fast_it_moves(open_page
 def test_an_old_record_that_nobody_reads_strikes_the_eye(open_page: Open) -> None:
     page = open_page()
     page.wait_for_selector('g.stuck[data-edge="attempts>judge"]', state="attached")
-    stuck, calm = (
-        page.locator(f'g[data-edge="{edge}"] .line').evaluate(
-            "(line) => parseFloat(getComputedStyle(line).strokeWidth)"
-        )
-        for edge in ("attempts>judge", "accepted>strategist")
+    stuck, calm = page.evaluate(
+        "(ids) => ids.map((id) => document.querySelector(`g[data-edge='${id}'] .line`)).map((line) => "
+        "parseFloat(getComputedStyle(line).strokeWidth))",
+        ["attempts>judge", "accepted>strategist"],
     )
     assert stuck >= 4 * calm
     said = page.locator("#stuck").inner_text()
@@ -367,10 +366,10 @@ def test_every_control_has_a_name_and_charts_have_tables(open_page: Open) -> Non
 
 def test_on_a_phone_the_flow_runs_downwards(open_page: Open) -> None:
     page = open_page(PHONE)
-    heights = [
-        page.locator(f'g[data-node="{node}"] rect').evaluate("(box) => box.getBoundingClientRect().top")
-        for node in ("intake", "prompts", "student", "attempts", "judge", "outcomes", "sink", "trainer", "rollout")
-    ]
+    order = ["intake", "prompts", "student", "attempts", "judge", "outcomes", "sink", "trainer", "rollout"]
+    heights = page.evaluate(  # in one go: the drawing is made anew every two seconds
+        "(ids) => ids.map((id) => document.querySelector(`g[data-node=${id}] rect`).getBoundingClientRect().top)", order
+    )
     assert heights == sorted(heights)
 
 
