@@ -15,7 +15,7 @@ from agents.chain import best_attempt
 from agents.refiner import changed_share
 from agents.strategist import leaks
 from schemas.case import Attempt, Case, Review, Verdict, Violation
-from schemas.errors import ReviewError
+from schemas.errors import AlreadyReviewed, ReviewError
 from schemas.settings import Settings
 from schemas.tools import read_answer
 
@@ -44,7 +44,7 @@ def check_decision(case: Case, decision: Decision, settings: Settings) -> None:
     if not re.fullmatch(NAME, decision.by):
         raise ReviewError(f"--by {decision.by!r}: expected a name of letters, digits, spaces and . @ + -, at most 64.")
     if case.review is not None and not decision.again:
-        raise ReviewError(told(case) + " Decide again with --again.")
+        raise AlreadyReviewed(told(case) + " Decide again with --again.")
     known = [rule.id for rule in settings.task(case.task).rubric.rules] if case.task in settings.tasks else None
     unknown = sorted(set(decision.rules) - set(known)) if known is not None else []
     if unknown:

@@ -21,7 +21,8 @@
     │   ├── ChainBroken                       landing files with a gap, an overlap or a bad footer
     │   └── Fenced                            another sink wrote this range first
     ├── LabelError (ValueError)               a labelled example that cannot be read
-    ├── ReviewError (ValueError)              a decision that cannot be made on this case, or no longer
+    ├── ReviewError (ValueError)              a decision that cannot be made on this case
+    │   └── AlreadyReviewed                   no longer: another expert's stands
     ├── AdapterError (ValueError)             an adapter that must not be loaded
     ├── Overtaken (RuntimeError)              somebody promoted since; what was decided rests on an older log
     └── TrainingError (RuntimeError)          nothing to train on, a case beyond the context
@@ -161,7 +162,11 @@ class LabelError(GoldstreamError, ValueError):
 
 
 class ReviewError(GoldstreamError, ValueError):
-    """An expert's decision that cannot be made on this case, or no longer."""
+    """An expert's decision that cannot be made on this case."""
+
+
+class AlreadyReviewed(ReviewError):
+    """A decision that comes too late: another stands on the case."""
 
 
 class AdapterError(GoldstreamError, ValueError):

@@ -25,7 +25,7 @@ from kafka.errors import KafkaError
 
 from agents.expert import Decision, check_decision, decided_case, judged_attempt, told
 from schemas.case import Case, Source, decode_case, encode_case
-from schemas.errors import BrokerError, RecordError, ReviewError
+from schemas.errors import AlreadyReviewed, BrokerError, RecordError, ReviewError
 from schemas.gold import END_OFFSET, landing_above, landing_partitions
 from schemas.manifests import latest_manifest
 from schemas.rows import row_case
@@ -148,7 +148,7 @@ def decide(settings: Settings, case_id: str, decision: Decision) -> Decided:
             # 3.
             before = _first_above(reader, place, tip, reader.end_offsets([place])[place], case)
             if before is not None:
-                raise ReviewError(told(before[1]))
+                raise AlreadyReviewed(told(before[1]))
             # 4.
             producer = make_producer(settings, "review")
             try:

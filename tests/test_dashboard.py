@@ -260,7 +260,7 @@ def test_an_experts_decision_is_made_once_and_the_second_is_told_so(make_setting
         assert (made.status, made.json["stands"], made.json["outcome"]) == (200, True, "gold")
         assert "edit by ann" in dashboard.get("/api/review/req-1").json["decided"]
         again = dashboard.post("/api/review/req-1", {"decision": "reject", "by": "bob", "reason": "no"})
-        assert (again.status, "ann" in again.json["error"]) == (400, True)
+        assert (again.status, "ann" in again.json["error"]) == (409, True)
         assert dashboard.post("/api/review/req-2", {"decision": "reject", "by": "ann"}).status == 400, "no reason"
         assert dashboard.post("/api/review/req-2", {"decision": "burn", "by": "ann"}).status == 400
         sink_all(settings)

@@ -204,7 +204,7 @@ def test_a_review_lands_by_keyboard_alone(open_page: Open, factory: Factory) -> 
 
 def test_a_reviewer_who_was_slower_is_told_who_was_faster(open_page: Open, factory: Factory) -> None:
     page = open_page()
-    page.watch.expected.append("400")
+    page.watch.expected.append("409")
     page.locator("#review-panel button.link").nth(4).click()
     page.wait_for_selector("#reviewing[open] .attempt")
     case_id = page.locator("#reviewing-title .mono").inner_text()

@@ -6,6 +6,7 @@ Whatever asks DuckDB or Kafka runs in a thread, so that no page waits for anothe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -15,7 +16,15 @@ from aiohttp import web
 
 from schemas.case import DEAD_REASONS, OutcomeKind, Stage
 from schemas.commandline import reviewer
-from schemas.errors import AdapterError, BrokerError, GoldError, GoldstreamError, ReviewError, SettingsError
+from schemas.errors import (
+    AdapterError,
+    AlreadyReviewed,
+    BrokerError,
+    GoldError,
+    GoldstreamError,
+    ReviewError,
+    SettingsError,
+)
 from schemas.settings import Settings
 from streams.dashboard import answers, operating
 from streams.dashboard.access import COOKIE, Access, Refused
@@ -83,8 +92,9 @@ class Api:
         """Sends the state as server-sent events, at once and whenever it has changed."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         await response.prepare(request)
-        async for data in self._live.states():
-            await response.write(b"event: state\ndata: " + data + b"\n\n" if data else b": ping\n\n")
+        with contextlib.suppress(ConnectionResetError):  # the page was closed, which is how all of these end
+            async for data in self._live.states():
+                await response.write(b"event: state\ndata: " + data + b"\n\n" if data else b": ping\n\n")
         return response
 
     async def cases(self, request: web.Request) -> web.Response:
@@ -197,6 +207,8 @@ def failed(error: Exception) -> web.Response:
     status = 500
     if isinstance(error, BrokerError):
         status = 503
+    elif isinstance(error, AlreadyReviewed):
+        status = 409
     elif isinstance(error, ReviewError | AdapterError | SettingsError):
         status = 400
     elif isinstance(error, GoldError):
