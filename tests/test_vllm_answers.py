@@ -40,6 +40,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
 ]
 CONTEXT, ANSWER = 8192, 3000
+HALF_EMOJI = re.compile(r"\\ud[89a-f]", re.IGNORECASE)  # JSON allows it; no message of ours may hold it
 ARGUMENTS = {
     "type": "object",
     "properties": {"dose": {"type": "integer", "minimum": 0, "maximum": 9}, "unit": {"enum": ["mg", "g"]}},
@@ -141,7 +142,7 @@ def test_a_judges_schema_is_enforced_by_the_server_and_read_by_us(world: World) 
         assert set(told) == {"violations", "score"}
         assert {violation["rule"] for violation in told["violations"]} <= {"kind", "short"}
         graded = answer.text.rpartition('"score"')[0] + '"score": 3}'  # a range is no part of the schema
-        if not re.search(r"\\ud[89a-f]", graded, re.IGNORECASE):  # half an emoji, which no message of ours may hold
+        if not HALF_EMOJI.search(graded):
             assert read_vote(graded, RUBRIC, "Wait an hour.").grade == 3
     with pytest.raises(ValueError, match="Expecting value"):
         json.loads(free.text)
@@ -181,7 +182,9 @@ def test_a_strategists_schema_is_enforced_too(world: World) -> None:
     whole = [one for one in asyncio.run(with_models(world.settings, ask)) if one.completion_tokens < ANSWER]
     assert whole
     for answer in whole:
-        assert read_json(answer.text, _ModelStrategy).same_as in ("", "s-0123456789")
+        assert json.loads(answer.text)["same_as"] in ("", "s-0123456789")
+        if not HALF_EMOJI.search(answer.text):
+            read_json(answer.text, _ModelStrategy)
 
 
 def test_a_student_that_must_call_a_tool_calls_one_and_our_check_sees_what_the_server_lets_through(
