@@ -44,5 +44,6 @@ def log_to_stderr(level: str = "INFO") -> None:
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(libraries)
     if libraries == "WARNING":  # whoever asks for more wants to see all of it
+        logging.getLogger("kafka.net.selector").setLevel("ERROR")  # it warns of a tenth of a second on a busy machine
         for handler in logging.getLogger().handlers:
             handler.addFilter(Seldom())

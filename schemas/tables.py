@@ -35,14 +35,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_jso
     console.print(table)
 
 
-def to_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns rows as a JSON array of objects; of columns that share a name, later ones are numbered."""
+def to_json(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, indent: int = 2) -> str:
+    """Returns rows as a JSON array of objects, with `indent` -1 on one line.
+
+    Of columns that share a name, later ones are numbered.
+    """
     names: list[str] = []
     for name in columns:
         same = names.count(name) + sum(1 for taken in names if taken.startswith(f"{name}_"))
         names.append(f"{name}_{same + 1}" if name in names else name)
     objects = [dict(zip(names, map(_plain, row), strict=True)) for row in rows]
-    return msgspec.json.format(msgspec.json.encode(objects, enc_hook=str), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(objects, enc_hook=str), indent=indent).decode()
 
 
 def cell_text(value: Any) -> str:

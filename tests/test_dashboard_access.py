@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from dashboard_client import Dashboard
+from steps import until
 
+from schemas import kafka as kafka_settings
 from schemas.errors import SettingsError
 from schemas.settings import Dashboard as DashboardSettings
 from schemas.settings import Settings
@@ -162,3 +164,17 @@ def test_a_port_that_is_taken_is_passed_over(tmp_path: Path) -> None:
 def test_loopback_is_told_from_what_only_looks_like_it() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "LOCALHOST")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "127.0.0.1.example", "")))
+
+
+def test_a_page_that_is_closed_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kafka_settings, "BOOTSTRAP_TIMEOUT_MS", 500)
+    caplog.set_level(logging.INFO, logger="goldstream.dashboard")
+    with Dashboard(here(tmp_path, refresh_s=0.5)) as dashboard:
+        heard = dashboard.events()
+        next(heard)
+        heard.close()  # type: ignore[attr-defined]
+        until(lambda: "GET /api/events 200" in caplog.text)
+    assert "Traceback" not in caplog.text
+    assert "aiohttp" not in caplog.text

@@ -13,6 +13,7 @@ from steps import command_line, start, until
 
 from schemas.kafka import client_options
 from schemas.settings import Settings
+from schemas.tables import to_json
 from streams.backlog import Backlog, BacklogReader, totals
 from streams.intake import run_intake
 from streams.lag import LagReader
@@ -80,5 +81,8 @@ def test_the_command_prints_one_group_and_refuses_one_that_does_not_exist(
     assert {row["group"] for row in rows} == {"sink"}
     assert [row["lag"] for row in rows] == [0] * len(rows)
     assert rows[0]["trend"] == 0.0
+    assert to_json(["lag", "member"], [[1, "a  b"]], indent=-1) == '[{"lag":1,"member":"a  b"}]', (
+        "one line, for --watch"
+    )
     wrong = command_line(settings, tmp_path, "lag", "--group", "nobody")
     assert "expected one of intake, student" in str(wrong.exception)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from schemas.logs import Seldom
+import pytest
+
+from schemas.logs import LIBRARIES, Seldom, log_to_stderr
 
 
 def test_a_library_says_the_same_thing_twice_a_minute_and_we_whenever_we_like() -> None:
@@ -21,3 +23,19 @@ def test_a_library_says_the_same_thing_twice_a_minute_and_we_whenever_we_like() 
     assert shown("streams.intake", "not confirmed")
     now = 31.0
     assert shown("kafka.net.manager", "Connection failed: %s", "refused")
+
+
+def test_a_library_that_finds_the_machine_busy_keeps_it_to_itself(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selector, manager = logging.getLogger("kafka.net.selector"), logging.getLogger("kafka.net.manager")
+    before = {one: one.level for one in (selector, *map(logging.getLogger, LIBRARIES))}
+    monkeypatch.delenv("GOLDSTREAM_LOG_LIBRARIES", raising=False)
+    try:
+        log_to_stderr()
+        selector.warning("Task ran for 0.137s (>0.100s threshold)")
+        manager.warning("Connection failed")
+    finally:
+        for one, level in before.items():
+            one.setLevel(level)
+    assert caplog.messages == ["Connection failed"]

@@ -47,7 +47,7 @@ def lag(settings: Settings, watch: bool, every_s: float, only: str | None, total
             began = time.monotonic()
             rows = shown(reader.read())
             if watch and as_json:
-                click.echo(to_json(columns, rows).replace("\n", ""))
+                click.echo(to_json(columns, rows, indent=-1))
             else:
                 if watch and sys.stdout.isatty():
                     click.clear()

@@ -43,7 +43,7 @@ export function startCases() {
     },
   });
   const open = el("form", { class: "tools", onsubmit: (/** @type {Event} */ e) => e.preventDefault() }, choose, search);
-  replace(byId("cases-panel"), open, el("div", { id: "case-list" }));
+  replace(byId("cases-panel"), open, el("div", { id: "case-list" }, el("p", { class: "hint", text: "Being read …" })));
   return load();
 }
 
