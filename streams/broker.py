@@ -94,19 +94,25 @@ def start_broker(settings: Settings, port: int = 0, secure: SecureListener | Non
         _started[process.pid] = process
         chosen = _port_of(properties)
         _write_json(broker_record(settings), {"port": chosen, "pid": process.pid})
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _accepts(chosen):
-            if process.poll() is not None:
-                tail = log.read_text(errors="replace").strip().splitlines()[-3:]
-                raise BrokerError(
-                    f"Kafka stopped while starting (exit code {process.returncode}). The end of {log}:\n"
-                    + "\n".join(tail)
-                )
-            if time.monotonic() > deadline:
-                stop_broker(settings)
-                raise BrokerError(f"Kafka did not accept connections within {START_TIMEOUT_S:.0f} s; see {log}.")
-            time.sleep(0.1)
+        try:
+            _wait_accepting(process, chosen, log)
+        except BaseException:  # Ctrl-C too: nobody would know of this broker
+            stop_broker(settings)
+            raise
         return broker_status(settings)
+
+
+def _wait_accepting(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not _accepts(port):
+        if process.poll() is not None:
+            tail = log.read_text(errors="replace").strip().splitlines()[-3:]
+            raise BrokerError(
+                f"Kafka stopped while starting (exit code {process.returncode}). The end of {log}:\n" + "\n".join(tail)
+            )
+        if time.monotonic() > deadline:
+            raise BrokerError(f"Kafka did not accept connections within {START_TIMEOUT_S:.0f} s; see {log}.")
+        time.sleep(0.1)
 
 
 def stop_broker(settings: Settings, timeout_s: float = 30.0) -> bool:

@@ -5,6 +5,7 @@ Everything a fixture starts, it stops by its own id, also when the test fails.
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ from stub_vllm import StubVllm
 from tiny import make_tiny_adapter, make_tiny_model
 
 from schemas.settings import Gate, LocalModel, Model, Rubric, Rule, Settings, Task, Trainer, load_settings
+
+
+def pytest_configure() -> None:
+    """Lets SIGTERM, as `timeout` sends it, end a run as Ctrl-C does: fixtures stop what they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
