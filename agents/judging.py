@@ -11,6 +11,7 @@ from agents.judge import judge_answer, load_rubric
 from agents.models import Models
 from agents.outside import PATIENT_S, Purpose, patiently, spending
 from agents.panel import seats
+from agents.prices import check_prices
 from agents.verifiers.reference import Record
 from schemas.case import Message, Spend, Verdict
 from schemas.errors import BudgetHeld, ModelError
@@ -60,11 +61,12 @@ async def judge_all(
 
     The calls count against the task's budget as "judge/<purpose>". A cap of a minute is waited for; where a day's is
     used up the rest stays unjudged, or with `wait` waits for the next day. `progress` is told how many are done. Raises
-    the ModelError that keeps everything from being judged.
+    the ModelError that keeps everything from being judged, and SettingsError for a model without a price under a cap.
     """
     load_rubric(settings.task(task).rubric)
     if not calls_each(settings, task):
         return await _judge_all(settings, task, items, None, at_once, max_calls, progress, 0.0)
+    await asyncio.to_thread(check_prices, settings, ("judge",))
     models = Models(settings)
     try:
         longest_s = math.inf if wait else PATIENT_S

@@ -88,6 +88,8 @@ async def run_worker(
         loop.call_soon_threadsafe(_apply_pauses, stages, paused)
 
     # 1.
+    if any(task.budget.caps_money(role) for task in settings.tasks.values() for role in roles):
+        await asyncio.to_thread(check_prices, settings, roles)  # a mistake in the settings is told without Kafka too
     cluster = await asyncio.to_thread(cluster_id, settings)  # says at once where no Kafka answers
     followers = [Follower(settings, ADAPTERS, serving.apply), Follower(settings, COMMANDS, command)]
     remembered = Remembered(settings).start()
@@ -103,8 +105,6 @@ async def run_worker(
     # 2.
     models = make_models(settings, serving.versions)
     budget = models.budget = Budget(settings, now_ms)
-    if any(task.budget.caps_money(role) for task in settings.tasks.values() for role in roles):
-        await asyncio.to_thread(check_prices, settings, roles)
     partitions = await asyncio.to_thread(partition_counts, settings)
     for role in ROLES:
         budget.take_share(role, 0.0)

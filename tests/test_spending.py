@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -20,9 +22,10 @@ from agents.judging import Item, judge_all
 from agents.models import Models
 from agents.outside import patiently, spending
 from schemas.case import Message
-from schemas.errors import BudgetHeld
-from schemas.settings import Budget, Gate, Limits, Model, Rubric, Rule, Settings, Task
+from schemas.errors import BudgetHeld, SettingsError
+from schemas.settings import ROLES, Budget, Gate, Kafka, Limits, Model, Rubric, Rule, Settings, Task
 from streams.topics import create_topics
+from streams.worker import run_worker
 from trainer.gate import run_gate
 
 pytestmark = [
@@ -64,6 +67,45 @@ def test_a_calibration_stops_at_the_days_cap_and_says_so(models: StubModels) -> 
     assert [one.verdict is not None for one in done] == [True] * 3 + [False] * 3
     assert "may spend 0.035 USD a day" in done[-1].error
     assert len(models.requests) == 3
+
+
+def midnight_after(calls: int, models: StubModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the budgets' clock stand just before midnight until so many calls were answered, and then go on."""
+    began: list[float] = []
+
+    def answer(request: dict[str, Any]) -> Reply:
+        if len(models.requests) == calls:
+            began.append(time.monotonic())
+        return Reply(LOVED)
+
+    def now() -> float:
+        return 1_763_769_600 - 0.3 + (time.monotonic() - began[0] if began else 0.0)  # 2025-11-22, 00:00 UTC
+
+    models.answer = answer
+    monkeypatch.setattr("agents.budget.time", SimpleNamespace(time=now, monotonic=time.monotonic))
+
+
+def test_a_calibration_told_to_wait_goes_on_when_the_next_day_begins(
+    models: StubModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    midnight_after(2, models, monkeypatch)
+    items = [Item([Message("user", "?")], f"answer {n}") for n in range(4)]
+    done = asyncio.run(judge_all(priced(models, 2.5), "toy", items, at_once=1, purpose="calibrate", wait=True))
+    assert [(one.verdict is not None, one.error) for one in done] == [(True, "")] * 4
+    assert len(models.requests) == 4
+
+
+def test_an_unknown_price_under_a_cap_is_told_before_anything_is_called_or_kafka_is_asked(models: StubModels) -> None:
+    settings = priced(models, 3)
+    bare = Model(model="hosted_vllm/judge", api_base=models.api_base)
+    task = msgspec.structs.replace(settings.tasks["toy"], judge=bare)
+    settings = msgspec.structs.replace(settings, tasks={"toy": task}, kafka=Kafka(bootstrap_servers="127.0.0.1:1"))
+    item = Item([Message("user", "?")], "answer")
+    with pytest.raises(SettingsError, match="set input_cost_per_token"):
+        asyncio.run(judge_all(settings, "toy", [item], purpose="calibrate"))
+    with pytest.raises(SettingsError, match="set input_cost_per_token"):
+        asyncio.run(run_worker(settings, ROLES, asyncio.Event(), lambda: None))
+    assert not models.requests
 
 
 def test_what_holds_for_a_moment_is_waited_for_and_a_day_is_not() -> None:
@@ -160,3 +202,21 @@ def test_replays_and_calibrations_stand_in_the_ledger_and_share_its_cap(
         "judge/calibrate": 1,
     }
     assert "5 calls for 0.05 USD were made for gates, replays" in told["notes"][-1]
+
+
+def test_a_replay_told_to_wait_goes_on_with_the_ledgers_next_day(
+    make_settings: Make, models: StubModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = "".join(f"{name} = {value}\n" for name, value in PRICES.items())
+    toml = STUB_TASK.format(topic="logs-midnight", api_base=models.api_base).replace(
+        "retries = 0\n", "retries = 0\n" + prices
+    )
+    settings = make_settings(toml + f"[tasks.toy.budget]\nusd_per_day = {2.5 * CALL_USD}\n")
+    create_topics(settings)
+    put(settings, "outcomes", *(toy(n, FAILED) for n in range(4)))
+    sink_all(settings)
+    midnight_after(2, models, monkeypatch)
+    replayed = command_line(settings, tmp_path, "replay", "--json", "--at-once", "1", "--wait")
+    assert replayed.exit_code == 0, replayed.output
+    assert json.loads(replayed.stdout)["judged"] == 4
+    assert len(models.requests) == 4

@@ -207,7 +207,7 @@ def _print_calibration(found: Any, spend: Spend, errors: dict[str, int]) -> None
     rows = [[name, _share(one.value), f"{one.low:.3f} to {one.high:.3f}", one.of] for name, one in shares.items()]
     kappa = "" if found.kappa is None else f"{found.kappa:.3f}"
     judged = found.examples - found.unjudged
-    rows.append(["Cohen's kappa", kappa, f"{found.kappa_low:.3f} to {found.kappa_high:.3f}", judged])
+    rows.append(["Cohen's kappa", kappa, f"{found.kappa_low:.3f} to {found.kappa_high:.3f}" if judged else "", judged])
     print_table(["", "value", "95 % interval", "of"], rows, as_json=False)
     if found.rules:
         columns = ["rule", "both", "judge only", "expert only", "precision", "recall"]
