@@ -9,12 +9,14 @@ trace_key, session), or by its place on gs.outcomes where a hash cannot tell it.
                      outcome, the sink still knows the id, and costs add up. Readers do not see it.
     covers(case, k)  for whoever moves cases; `bare_case` is what moves on of one that is forgotten.
 
-On disk: gold/forgotten/keys.parquet, replaced whole, one row for each key or place. Plain SQL can anti-join it: kind
-is user, trace, session, case (a hash in `key`) or row (partition, offset); rows created before `until` are forgotten.
+On disk: gold/forgotten/keys.json, replaced whole, one row for each key or place: kind is user, trace, session, case
+(a hash in `key`) or row (partition, offset); rows created before `until_ms` are forgotten. The view `forgotten` shows
+it. It is no Parquet file: DuckDB opens such a file twice in one query, and fails where it was replaced between.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,6 @@ from typing import Any, Literal
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from schemas.case import Case, Source, Stage
 from schemas.errors import GoldError
@@ -44,16 +45,21 @@ _FOR_EVER_MS = 253_402_300_799_000  # the end of the year 9999
 
 Place = tuple[int, int]  # partition and offset on gs.outcomes
 
-FORGOTTEN_SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("key", pa.string()),
-        ("at", pa.timestamp("ms", "UTC")),
-        ("until", pa.timestamp("ms", "UTC")),  # rows created before are forgotten; the year 9999 unless withdrawn
-        ("partition", pa.int32()),
-        ("offset", pa.int64()),
-    ]
-)
+
+class _Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One row of the file; of a place there is no more than that."""
+
+    kind: str
+    key: str = ""
+    at_ms: int = 0
+    until_ms: int = _FOR_EVER_MS  # unless withdrawn
+    partition: int = -1
+    offset: int = -1
+
+
+class _File(msgspec.Struct, frozen=True):
+    sha256: str  # of the bytes of `rows`
+    rows: msgspec.Raw
 
 
 class Forgetting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -200,45 +206,44 @@ def is_bare(case: Case) -> bool:
 
 def forgotten_file(gold: Path) -> Path:
     """Returns where a gold set keeps what is forgotten."""
-    return gold / "forgotten" / "keys.parquet"
+    return gold / "forgotten" / "keys.json"
 
 
 def read_forgotten(gold: Path) -> Forgotten:
     """Returns what is forgotten in a gold set; nothing where nobody has asked. Raises GoldError for a damaged file."""
     path = forgotten_file(gold)
     try:
-        rows = pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
+        file = msgspec.json.decode(path.read_bytes(), type=_File)
+        if hashlib.sha256(file.rows).hexdigest() != file.sha256:
+            raise ValueError("its SHA-256 differs")
+        rows = msgspec.json.decode(file.rows, type=list[_Row])
     except FileNotFoundError:
         return Forgotten()
-    except (pa.ArrowException, OSError) as error:
+    except (ValueError, OSError) as error:
         raise GoldError(
             f"{path} cannot be read ({error}): without it forgotten rows would be read. Remove it and run `goldstream "
             "forget --sync`, which writes it anew from the topic."
         ) from error
     return Forgotten().joined(
-        (_record(row) for row in rows if row["kind"] != "row"),
-        ((row["partition"], row["offset"]) for row in rows if row["kind"] == "row"),
+        (_record(row) for row in rows if row.kind != "row"),
+        ((row.partition, row.offset) for row in rows if row.kind == "row"),
     )
 
 
-def forgotten_table(forgotten: Forgotten) -> pa.Table:
-    """Returns what is forgotten as the table of the file."""
-    rows: list[dict[str, Any]] = [
-        {"kind": r.kind, "key": r.key, "at": r.at_ms, "until": r.until_ms or _FOR_EVER_MS}
+def forgotten_bytes(forgotten: Forgotten) -> bytes:
+    """Returns what is forgotten as the bytes of the file."""
+    rows = [
+        _Row(kind=r.kind, key=r.key, at_ms=r.at_ms, until_ms=r.until_ms or _FOR_EVER_MS)
         for _, r in sorted(forgotten.records.items())
     ]
-    rows += [
-        {"kind": "row", "until": _FOR_EVER_MS, "partition": partition, "offset": offset}
-        for partition, offset in sorted(forgotten.places)
-    ]
-    return pa.Table.from_pylist(rows, schema=FORGOTTEN_SCHEMA)
+    rows += [_Row(kind="row", partition=partition, offset=offset) for partition, offset in sorted(forgotten.places)]
+    said = msgspec.json.encode(rows)
+    return msgspec.json.encode(_File(hashlib.sha256(said).hexdigest(), msgspec.Raw(said)))
 
 
-def _record(row: dict[str, Any]) -> Forgetting:
-    until_ms = round(row["until"].timestamp() * 1000)
-    at_ms = round(row["at"].timestamp() * 1000)
-    until_ms = 0 if until_ms == _FOR_EVER_MS else until_ms
-    return Forgetting(kind=row["kind"], key=row["key"], at_ms=at_ms, until_ms=until_ms)
+def _record(row: _Row) -> Forgetting:
+    until_ms = 0 if row.until_ms == _FOR_EVER_MS else row.until_ms
+    return msgspec.convert({"kind": row.kind, "key": row.key, "at_ms": row.at_ms, "until_ms": until_ms}, Forgetting)
 
 
 def _flat(array: Any) -> pa.Array:

@@ -29,6 +29,7 @@ def open_gold(gold: Path, as_of: Watermark | None = None) -> duckdb.DuckDBPyConn
     write_columns_file(gold)
     connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET parquet_metadata_cache = true")  # `outcomes` reads twice, and most of it are footers
     connection.execute(f"SET VARIABLE gold = '{_quoted(gold)}'")
     # A client of its own finds the files at every query; we know them, and reading their names in SQL costs more.
     finding, views = VIEWS.read_text("utf-8").split(_VIEWS_BEGIN)

@@ -6,7 +6,7 @@
 -- Run it once per session: the views ask the variables below at every query, and so see new rows as the sink writes
 -- them, and the newest manifest as compaction publishes it. Without the first line the gold set is .goldstream/gold
 -- below the working directory. The views need landing/p=schema/columns.parquet, a first manifest and
--- forgotten/keys.parquet, which the sink, `goldstream gold stats` and every other reading command put there.
+-- forgotten/keys.json, which the sink, `goldstream gold stats` and every other reading command put there.
 --
 -- A case has one row in outcomes. Redriven cases have a newer row of a higher epoch, which supersedes.
 
@@ -62,7 +62,13 @@ WHERE filename IN (SELECT file FROM fresh);
 
 -- What is forgotten: keyed hashes of users, traces, sessions and cases, and the places of the rows that means.
 CREATE OR REPLACE VIEW forgotten AS
-SELECT * FROM read_parquet(getvariable('gold') || '/forgotten/keys.parquet', hive_partitioning = false);
+SELECT kind, "key", CASE WHEN at_ms > 0 THEN make_timestamp(at_ms * 1000) END AS "at",
+       make_timestamp(coalesce(until_ms, 253402300799000) * 1000) AS "until", "partition", "offset"
+FROM (
+    SELECT unnest(from_json(content::JSON -> 'rows', '[{"kind": "VARCHAR", "key": "VARCHAR", "at_ms": "BIGINT",
+        "until_ms": "BIGINT", "partition": "INTEGER", "offset": "BIGINT"}]'), recursive := true)
+    FROM read_text(getvariable('gold') || '/forgotten/keys.json')  -- opened once: it may be replaced at any time
+);
 
 -- Every row ever landed that nobody has forgotten, superseded ones too.
 CREATE OR REPLACE VIEW landed AS

@@ -33,6 +33,17 @@ from streams.compaction.compact import compact
 while True:
     compact(Path(sys.argv[1]), Gold(grace_s=4.0, merge_files=2))
 """
+_FORGET = """
+import itertools, sys
+from pathlib import Path
+from schemas.forgotten import Forgotten
+from streams.forgetting.file import write_forgotten, writing
+for number in itertools.count():
+    with writing(Path(sys.argv[1])):
+        write_forgotten(Path(sys.argv[1]), Forgotten({}, {(0, offset) for offset in range([1, 900][number % 2])}))
+    if number == 1:
+        print("begun", flush=True)
+"""
 
 
 def test_readers_count_every_row_once_while_the_sink_writes_and_compaction_publishes_and_removes(
@@ -65,3 +76,19 @@ def test_readers_count_every_row_once_while_the_sink_writes_and_compaction_publi
             compaction.kill()
     assert sink.returncode == 0
     assert seen == sorted(seen)
+
+
+def test_a_query_never_fails_while_what_is_forgotten_is_replaced(tmp_path: Path) -> None:
+    land(tmp_path, [ended(row) for row in range(1000)])
+    open_gold(tmp_path).close()
+    command = [sys.executable, "-c", _FORGET, str(tmp_path)]
+    with duckdb.connect() as client, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as forgetting:
+        try:
+            assert forgetting.stdout is not None
+            forgetting.stdout.readline()
+            client.execute(f"SET VARIABLE gold = '{tmp_path}'")
+            client.execute(VIEWS.read_text())
+            seen = {client.execute("SELECT count(*) FROM landed").fetchone() for _ in range(12)}
+        finally:
+            forgetting.kill()
+    assert seen <= {(999,), (100,)}

@@ -101,7 +101,7 @@ def test_a_forgotten_user_is_gone_from_every_query_at_once(make_settings: Make, 
     assert found.partitions[0].ended == {"dropped": 3, "gold": 1}
     assert query(settings.gold, "SELECT sum(cost_usd) FROM stored")[1] == spent
     # Only hashes are written anywhere.
-    written = (settings.gold / "forgotten" / "keys.parquet").read_bytes()
+    written = (settings.gold / "forgotten" / "keys.json").read_bytes()
     assert b"ann" not in written
     assert len(read_topic(settings).records) == 2
     case = told(settings, tmp_path, "case", "req-0").output
@@ -280,7 +280,7 @@ def test_rows_from_before_there_was_a_hash_of_the_trace_are_found(make_settings:
 def test_a_damaged_file_stops_readers_rather_than_showing_what_is_forgotten(tmp_path: Path) -> None:
     LandingChain(tmp_path, 0).write(0, 1, [])
     assert read_forgotten(tmp_path) == Forgotten()
-    path = tmp_path / "forgotten" / "keys.parquet"
+    path = tmp_path / "forgotten" / "keys.json"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(RuntimeError, match="forget --sync"):
         read_outcomes(tmp_path)

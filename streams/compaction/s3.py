@@ -62,7 +62,7 @@ def publish_snapshot(gold: Path, settings: Publish, client: Any = None) -> Publi
             found.bytes += file.bytes
         else:
             found.there += 1
-    for extra in (gold / "landing/p=schema/columns.parquet", gold / "forgotten/keys.parquet"):
+    for extra in (gold / "landing/p=schema/columns.parquet", gold / "forgotten/keys.json"):
         if extra.exists():  # what views.sql asks besides; the newest counts
             s3.put_object(Bucket=bucket, Key=prefix + extra.relative_to(gold).as_posix(), Body=extra.read_bytes())
     name = prefix + manifest_path(gold, manifest.number).relative_to(gold).as_posix()
@@ -85,7 +85,7 @@ def fetch_snapshot(source: str, settings: Publish, folder: Path, client: Any = N
     manifest = msgspec.json.decode(content, type=Manifest, strict=False)
     for file in manifest.files:
         _fetch(s3, bucket, prefix, file, folder)
-    for extra in ("forgotten/keys.parquet",):
+    for extra in ("forgotten/keys.json",):
         _write(folder / extra, _get(s3, bucket, prefix + extra))
     _write(path, content)
     return manifest

@@ -49,7 +49,7 @@ class Facts:
         """
         names = _landed(self._gold)
         newest = {partition: files[-1] for partition, files in names.items() if files}
-        forgotten = _changed_at(self._gold / "forgotten" / "keys.parquet")
+        forgotten = _changed_at(self._gold / "forgotten" / "keys.json")
         due = self._connection is None or time.monotonic() >= self._again or forgotten != self._forgotten
         if newest == self._seen and not due:
             return False

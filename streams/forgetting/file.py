@@ -13,10 +13,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from schemas.faults import crash_point
-from schemas.forgotten import Forgotten, forgotten_file, forgotten_table
+from schemas.forgotten import Forgotten, forgotten_bytes, forgotten_file
 
 
 def keep_forgotten(gold: Path) -> None:
@@ -61,8 +59,10 @@ def write_forgotten(gold: Path, forgotten: Forgotten) -> None:
 
 
 def _write(path: Path, forgotten: Forgotten) -> None:
-    pq.write_table(forgotten_table(forgotten), path, compression="zstd", write_page_checksum=True)
-    _sync(path)
+    with path.open("wb") as file:
+        file.write(forgotten_bytes(forgotten))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:
