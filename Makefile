@@ -37,8 +37,8 @@ bench: setup kafka ## CPU a case costs the pipeline, all hops; JSON=FILE writes 
 bench-gold: setup ## The gold set with a million rows: queries, compaction, the sink's writing; JSON=FILE writes the figures
 	@$(BIN)/python tests/bench_gold.py $(if $(JSON),--json $(JSON))
 
-bench-intake: setup ## Records a second of each log shape that intake reads, on one core; JSON=FILE writes the figures
-	@$(BIN)/python tests/bench_intake.py $(if $(JSON),--json $(JSON))
+bench-intake: setup ## Records a second of each log shape that intake reads, on one core; JSON=FILE ARGS=--no-redaction
+	@$(BIN)/python tests/bench_intake.py $(if $(JSON),--json $(JSON)) $(ARGS)
 
 metrics-page: setup kafka ## Writes deploy/metrics.md anew from the scrapes of a running factory; some minutes
 	@PYTHONPATH=tests $(BIN)/python tests/metrics_page.py

@@ -32,6 +32,8 @@ class Seldom(logging.Filter):
         if len(self._said) > 1000:  # a library that formats its texts itself
             self._said.clear()
         self._said[key] = now
+        if record.name.startswith("kafka.net"):
+            record.exc_info = None  # a socket that closed while it was read: the line says it
         return True
 
 

@@ -21,6 +21,7 @@ from pipeline import STUB_TASK
 
 from schemas.case import Source, encode_case
 from schemas.settings import Mapping, SchemaRegistry, Settings
+from schemas.settings.admission import Redact
 from schemas.tables import print_table
 from streams.admission.admit import Admission
 from streams.reader import Reader
@@ -82,7 +83,7 @@ def cost_us(run: Callable[[], Any], repeats: int) -> float:
     return (time.process_time() - began) / repeats * 1e6
 
 
-def bench_settings() -> Settings:
+def bench_settings(redact: bool) -> Settings:
     """Returns settings with two topics, one of which has a mapping for deploy/samples/unknown.json."""
     mapping = Mapping(
         prompt="llm.dialogue.question",
@@ -97,7 +98,11 @@ def bench_settings() -> Settings:
     table = tomllib.loads(STUB_TASK.format(topic='logs", "mapped', api_base="http://127.0.0.1:9"))
     settings = msgspec.convert(table, Settings)
     registry = SchemaRegistry(folder=str(SAMPLES / "schemas"))
-    return msgspec.structs.replace(settings, map={"mapped": mapping}, schema_registry=registry)
+    settings = msgspec.structs.replace(settings, map={"mapped": mapping}, schema_registry=registry)
+    if redact:
+        return settings
+    tasks = {name: msgspec.structs.replace(task, redact=Redact(kinds=())) for name, task in settings.tasks.items()}
+    return msgspec.structs.replace(settings, tasks=tasks)
 
 
 def measure(name: str, settings: Settings, rounds: int, repeats: int) -> dict[str, Any]:
@@ -133,8 +138,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=400)
+    parser.add_argument("--no-redaction", action="store_true", help="leave personal values where they are")
     options = parser.parse_args()
-    settings = bench_settings()
+    settings = bench_settings(redact=not options.no_redaction)
     rows = [measure(name, settings, options.rounds, options.repeats) for name in NAMES]
     columns = list(rows[0])
     print_table(columns, [[row[name] for name in columns] for row in rows], as_json=False)

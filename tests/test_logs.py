@@ -39,3 +39,15 @@ def test_a_library_that_finds_the_machine_busy_keeps_it_to_itself(
         for one, level in before.items():
             one.setLevel(level)
     assert caplog.messages == ["Connection failed"]
+
+
+def test_a_socket_that_closes_while_it_is_read_is_one_line_and_a_mistake_of_ours_is_told_whole() -> None:
+    def told(name: str) -> str:
+        why = AttributeError("'NoneType' object has no attribute 'recv'")
+        record = logging.LogRecord(name, logging.ERROR, "f", 1, "closing", (), (AttributeError, why, None))
+        assert Seldom().filter(record)
+        return logging.Formatter().format(record)
+
+    assert told("kafka.net.transport") == "closing"
+    assert "has no attribute" in told("mode.worker")
+    assert "has no attribute" in told("streams.intake")
