@@ -235,8 +235,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=2, help="of 1, 2 and 4 workers, interleaved")
     parser.add_argument("--long-s", type=float, default=60.0, help="how long the worker with 512 in flight is watched")
+    parser.add_argument("--in-flight", type=int, default=IN_FLIGHT, help="calls of each worker, of 1, 2 and 4")
     options = parser.parse_args()
-    rounds = [{n: measure(n, IN_FLIGHT, WINDOW_S) for n in WORKERS} for _ in range(options.rounds)]
+    each = options.in_flight
+    rounds = [{n: measure(n, each, WINDOW_S) for n in WORKERS} for _ in range(options.rounds)]
     many = measure(1, MANY, options.long_s, stages="student")
     scaling = {n: statistics.median(r[n]["cases_per_s"] / r[1]["cases_per_s"] for r in rounds) for n in WORKERS}
     result = {
@@ -248,7 +250,7 @@ def main() -> None:
         "load_average": [round(value, 1) for value in os.getloadavg()],
         "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}",
     }
-    rows = [[n, IN_FLIGHT, *_medians([r[n] for r in rounds], round(scaling[n] / n, 3))] for n in WORKERS]
+    rows = [[n, each, *_medians([r[n] for r in rounds], round(scaling[n] / n, 3))] for n in WORKERS]
     rows.append([1, MANY, *_medians([many], "")])
     columns = ["workers", "in flight each", "cases/s", "of the ideal", "of linear", "worker CPU ms a case", "PSS MB"]
     print_table(columns, rows, as_json=False, title=f"Against a model of {LATENCY_S:.0f} s latency")
