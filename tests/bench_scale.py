@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import runpy
+import signal
 import statistics
 import sys
 import tempfile
@@ -231,6 +232,7 @@ def main() -> None:
         sys.argv = ["goldstream", *sys.argv[3:]]
         runpy.run_module("goldstream", run_name="__main__")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves through what stops broker and workers
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=2, help="of 1, 2 and 4 workers, interleaved")
