@@ -63,7 +63,7 @@ def verify(messages: Sequence[Message], answer: str) -> list[Violation]:
 class InstantModels(Models):
     """Models that answer at once: what is left is the pipeline's own work."""
 
-    async def warm(self, task: str) -> None:
+    async def warm(self, task: str, roles: Sequence[str] = ()) -> None:
         """Nothing to load."""
 
     async def complete(self, role: Any, task: str, messages: Any, **options: Any) -> Completion:

@@ -64,7 +64,7 @@ class StubModels(Models):
         super().__init__(*arguments, **options)
         self._done: set[tuple[str, str]] = set()
 
-    async def warm(self, task: str) -> None:
+    async def warm(self, task: str, roles: Sequence[str] = ()) -> None:
         """Nothing to load."""
 
     async def complete(self, role: Any, task: str, messages: Sequence[Message], **options: Any) -> Completion:
