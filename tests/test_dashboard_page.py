@@ -403,7 +403,7 @@ def test_an_empty_factory_says_what_to_do_next(open_page: Open, base: Path, kafk
             "dead-panel",
             "case-list",
         ):
-            assert page.locator(f"#{panel} .empty").count() == 1, panel
+            expect(page.locator(f"#{panel} .empty")).to_have_count(1)
         assert "goldstream" in page.locator("#passing").inner_text()
         page.context.close()
 
