@@ -55,7 +55,7 @@ def photograph(browser: Any, address: str, folder: Path) -> None:
             page = context.new_page()
             page.goto(address)
             page.wait_for_selector("#flow-drawing svg")
-            page.wait_for_selector("#case-list > *")
+            page.wait_for_selector("#case-list > :not(p.hint)")
             page.wait_for_timeout(3000)  # the second reading, without which there are no rates
             name = f"{device}-{theme}"
             page.screenshot(path=folder / f"{name}-top.png")

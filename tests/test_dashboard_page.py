@@ -68,8 +68,8 @@ def open_page(browser: Any, dashboard: Dashboard) -> Iterator[Open]:
         watches.append(page.watch)
         page.goto(at.url + (f"/#token={at.token}" if token else "/"))
         page.wait_for_selector("#flow-drawing svg")
-        page.wait_for_selector("#case-list > *")
-        page.wait_for_selector("#review-panel > *")
+        page.wait_for_selector("#case-list > :not(p.hint)")
+        page.wait_for_selector("#review-panel > :not(p.hint)")
         return page
 
     yield opened
