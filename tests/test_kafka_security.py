@@ -131,7 +131,7 @@ def test_faust_opens_no_web_server(make_secure: Callable[..., Settings], models:
     settings = make_secure(STUB_TASK.format(topic="secure-logs", api_base=models.api_base))
 
     async def built() -> list[Any]:
-        return [_build(role, settings, Models(settings), "cluster", attempt)[0] for role in ROLES]
+        return [_build(role, settings, Models(settings), "cluster", attempt, lambda case: False)[0] for role in ROLES]
 
     for app in asyncio.run(built()):
         assert app.conf.web_enabled is False
