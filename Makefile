@@ -1,5 +1,6 @@
 # Two commands: `make demo` and `make test`. Both set up what they need on first use.
 PYTHON ?= python3.11
+AT_ONCE ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -18,8 +19,8 @@ help: ## Show the targets
 demo: setup kafka ## The whole loop on a synthetic task, measured; JSON=FILE writes the figures
 	@$(BIN)/goldstream demo $(if $(JSON),--json $(JSON))
 
-test: setup kafka prometheus chromium ## All tests, against a real broker
-	@$(BIN)/python -m pytest
+test: setup kafka prometheus chromium ## All tests, against real brokers; AT_ONCE=1: one after another
+	@$(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile
 
 test-full: setup $(TRL)/.ready $(PRESIDIO)/.ready ## The tests that need TRL, or the real vLLM server on the CPU; 6 GB and some minutes more
 	@nice deploy/vllm/cpu_environment.sh .venv-vllm $(PYTHON)
