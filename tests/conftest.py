@@ -6,6 +6,7 @@ Everything a fixture starts, it stops by its own id, also when the test fails.
 from __future__ import annotations
 
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +20,13 @@ from tiny import make_tiny_adapter, make_tiny_model
 from schemas.settings import Gate, LocalModel, Model, Rubric, Rule, Settings, Task, Trainer, load_settings
 
 
-def pytest_configure() -> None:
-    """Lets SIGTERM, as `timeout` sends it, end a run as Ctrl-C does: fixtures stop what they started."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def pytest_runtest_setup() -> None:
+    """Lets SIGTERM, as `timeout` sends it, end a run as Ctrl-C does: fixtures stop what they started.
+
+    Before each test anew: one that ran a process's own code has put that process's handler there.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
