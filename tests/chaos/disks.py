@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from factory import Broker, Lane
+from broker import Broker
+from factory import Lane
 from harm import refusals
 
 

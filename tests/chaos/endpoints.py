@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from factory import CONFIG, Broker, Lane
+from broker import Broker
+from factory import CONFIG, Lane
 from stub_models import Reply, StubModels
 from worker import DRAFT, PROMPT, note_call
 

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,13 +18,13 @@ from typing import Any
 
 import psutil
 from books import count_rows
+from broker import Broker
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 from traffic import PARTITIONS, Acts, Traffic
 
 from schemas.errors import BrokerError
 from schemas.settings import ROLES, Settings, load_settings
-from streams.broker import kill_broker, start_broker, stop_broker
 from streams.clients import make_consumer
 from streams.lag import LagReader, group_topics
 from streams.supervisor import Child, Supervisor
@@ -67,28 +66,6 @@ DRAIN_LIMIT_S = 150.0
 
 class Aborted(Exception):
     """The run was given up; every lane stops its processes and ends."""
-
-
-class Broker:
-    """The one broker of a run; it can die and come back on its port with its data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.given_up = threading.Event()  # by whoever runs the table
-        self._settings = load_settings(None, [f"state_dir={folder}"], environ={})
-        self.address = start_broker(self._settings).bootstrap_servers
-
-    def kill(self) -> None:
-        """Kills it as a power cut would kill the process."""
-        kill_broker(self._settings)
-
-    def start(self) -> None:
-        """Starts it again, on the same port."""
-        status = start_broker(self._settings, int(self.address.rpartition(":")[2]))
-        assert status.bootstrap_servers == self.address
-
-    def stop(self) -> None:
-        """Stops it in order."""
-        stop_broker(self._settings)
 
 
 class Lane:

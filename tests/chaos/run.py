@@ -25,8 +25,9 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(2, str(Path(__file__).resolve().parents[2]))
 
 import psutil
+from broker import Broker
 from disks import Skipped
-from factory import Aborted, Broker
+from factory import Aborted
 from faults import FAULTS, LANES, TURNS, Fault
 
 from streams.audit import audit

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from broker import Broker
 from disks import fill, mounted, remount
-from factory import CONFIG, Broker, Lane
+from factory import CONFIG, Lane
 from tiny import make_tiny_model
 
 from schemas.adapters import AdapterRecord, adapter_folder, verify_adapter
