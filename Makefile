@@ -32,14 +32,14 @@ check: setup ## ruff, mypy --strict, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: setup kafka ## CPU a case costs the pipeline, all hops; JSON=FILE writes the figures
-	@$(BIN)/python tests/bench.py $(if $(JSON),--json $(JSON))
+bench: setup kafka ## The table of ratios against what a user would pick instead; JSON=FILE, ONLY=row,row
+	@PYTHONPATH=tests $(BIN)/python -m bench $(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY))
 
 bench-gold: setup ## The gold set with a million rows: queries, compaction, the sink's writing; JSON=FILE writes the figures
-	@$(BIN)/python tests/bench_gold.py $(if $(JSON),--json $(JSON))
+	@PYTHONPATH=tests $(BIN)/python -m bench.gold $(if $(JSON),--json $(JSON))
 
 bench-intake: setup ## Records a second of each log shape that intake reads, on one core; JSON=FILE ARGS=--no-redaction
-	@$(BIN)/python tests/bench_intake.py $(if $(JSON),--json $(JSON)) $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m bench.intake $(if $(JSON),--json $(JSON)) $(ARGS)
 
 metrics-page: setup kafka ## Writes deploy/metrics.md anew from the scrapes of a running factory; some minutes
 	@PYTHONPATH=tests $(BIN)/python tests/metrics_page.py
@@ -51,10 +51,10 @@ dashboards: setup ## Writes deploy/grafana/dashboards anew from deploy/grafana/s
 	@$(BIN)/python deploy/grafana/source/write.py
 
 bench-scale: setup kafka ## 1, 2 and 4 workers against a model of 1 s latency, and 512 calls in flight; JSON=FILE
-	@PYTHONPATH=tests $(BIN)/python tests/bench_scale.py $(if $(JSON),--json $(JSON)) $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m bench.scale $(if $(JSON),--json $(JSON)) $(ARGS)
 
 bench-train: $(TRL)/.ready ## Training cost against unshared prompts and TRL; JSON=FILE, ARGS="--device cuda --size 0.5b"
-	@$(TRL)/bin/python tests/bench_train.py $(if $(JSON),--json $(JSON)) $(ARGS)
+	@PYTHONPATH=tests $(TRL)/bin/python -m bench.train $(if $(JSON),--json $(JSON)) $(ARGS)
 
 chaos: setup kafka ## Every fault while cases flow, then count; JSON=FILE CASES= SEED= ONLY=name,... KEEP=1
 	@$(BIN)/python tests/chaos/run.py $(if $(JSON),--json $(JSON)) $(if $(CASES),--cases $(CASES)) \

@@ -55,7 +55,7 @@ holdout_share = 0.0
 [tasks.scale]
 topics = ["scale"]
 [tasks.scale.rubric]
-verifier = "bench_scale:verify"
+verifier = "bench.scale:verify"
 rules = [{{ id = "please", text = "It says please." }}]
 [tasks.scale.student]
 model = "hosted_vllm/slow"
@@ -228,7 +228,7 @@ def main() -> None:
     """Parses the command line."""
     if sys.argv[1:2] == ["--pinned"]:  # one of our processes, on a core of its own
         os.sched_setaffinity(0, {int(sys.argv[2])})
-        sys.path.insert(0, str(Path(__file__).parent))  # where the settings' verifier lies
+        sys.path.insert(0, str(Path(__file__).parents[1]))  # where the settings' verifier lies
         sys.argv = ["goldstream", *sys.argv[3:]]
         runpy.run_module("goldstream", run_name="__main__")
         return

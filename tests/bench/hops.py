@@ -42,7 +42,7 @@ holdout_share = 0.0
 [tasks.bench]
 topics = ["bench"]
 [tasks.bench.rubric]
-verifier = "bench:verify"
+verifier = "bench.hops:verify"
 rules = [{ id = "please", text = "It says please." }]
 [tasks.bench.student]
 model = "hosted_vllm/none"
@@ -116,7 +116,7 @@ def measure(cases: int) -> dict[str, Any]:
             options = ["--config", str(config), "--set", overrides[0]]
             commands = {name: [name, *options] for name in ("intake", "retries", "sink")}
             with Supervisor(
-                settings, commands, {"worker": [__file__, "--worker", str(config), overrides[0]]}
+                settings, commands, {"worker": ["-m", "bench.hops", "--worker", str(config), overrides[0]]}
             ) as supervisor:
                 supervisor.wait_ready()
                 pids = {child.name: child.process.pid for child in supervisor.children if child.process}

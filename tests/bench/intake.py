@@ -26,7 +26,7 @@ from schemas.tables import print_table
 from streams.admission.admit import Admission
 from streams.reader import Reader
 
-SAMPLES = Path(__file__).parent.parent / "deploy" / "samples"
+SAMPLES = Path(__file__).parents[2] / "deploy" / "samples"
 NAMES = (
     "openai-chat-halves.json",
     "openai-chat.json",
