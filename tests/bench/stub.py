@@ -1,8 +1,9 @@
 """A fast OpenAI-compatible server for benchmarks: its own process, raw asyncio, about 50 µs of CPU a call.
 
-`python -m bench.stub --latency S` prints its port and serves until it is stopped or the pipe that is its standard input is
-closed, so it never outlives who started it. What a model says is decided by a function of (the model's name, the request's body): `text_of` here,
-or `--answers MODULE:FUNCTION`. GET /count tells how many calls were answered and how many wait.
+`python -m bench.stub --latency S` prints its port and serves until it is stopped, or the pipe that is its standard
+input is closed, so it never outlives who started it. What a model says is decided by a function of (the model's name,
+the request's body): `text_of` here, or `--answers MODULE:FUNCTION`. GET /count tells how many calls were answered and
+how many wait.
 
     with Stub(latency_s=1.0, core={0}) as stub:
         model = Model(model="hosted_vllm/judge", api_base=stub.api_base)
