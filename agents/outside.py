@@ -25,6 +25,7 @@ _T = TypeVar("_T")
 
 SHARE = 0.25  # of the caps a minute, which nobody shares out to who is no worker
 PATIENT_S = 120.0  # a cap of a minute is waited for, one of a day is not
+LOOK_AGAIN_S = 60.0  # others may give back what they claimed, and a machine that slept knows no day's end
 
 calling_as: ContextVar[str] = ContextVar("calling_as", default="")  # the purpose; "" in the stream, and for probes
 _keepers: list[Keeper] = []
@@ -69,4 +70,4 @@ async def patiently(ask: Callable[[float], Awaitable[_T]], within_s: float, long
         except BudgetHeld as held:
             if held.wait_s > longest_s:
                 raise
-            await asyncio.sleep(max(held.wait_s, 0.05))
+            await asyncio.sleep(min(max(held.wait_s, 0.05), LOOK_AGAIN_S))

@@ -73,7 +73,6 @@ def monitored(
     models.answer = answer
     toml = STUB_TASK.format(topic=TOPIC, api_base=models.api_base) + MORE.format(base=base, vllm=vllm.url)
     toml = toml.replace("holdout_share = 0.0", "holdout_share = 0.3")
-    toml = toml.replace("event_deadline_s = 3", "event_deadline_s = 30")  # the gate's first call imports LiteLLM
     for role in ("student", "judge", "refiner", "strategist"):
         own = "max_tokens = 8\n" if role == "student" else ""
         toml = toml.replace(f"[tasks.toy.{role}]\n", f"[tasks.toy.{role}]\n{PRICE}{own}")

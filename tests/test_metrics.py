@@ -231,9 +231,7 @@ def test_a_running_factory_shows_what_becomes_of_its_records(
         total(worker, "goldstream_model_cost_usd_total", role="judge")
     )
     assert total(worker, "goldstream_model_endpoints_held") == 0
-    returned = total(scraped["retries"], "goldstream_retries_returned_total")
-    assert returned == total(worker, "goldstream_stage_produced_total", to="retry.1s")
-    assert returned >= 1, "more where a call took longer than the event's deadline of 3 s"
+    assert total(scraped["retries"], "goldstream_retries_returned_total") == 1
     assert total(sink, "goldstream_sink_rows_total") == everything
     assert total(sink, "goldstream_sink_fsync_seconds_total") > 0
     assert total(exporter, "goldstream_gold_rows") == 12

@@ -30,8 +30,9 @@ BAD_RECORDS: dict[bytes, str] = {
 }
 
 
-def start(make_settings: Callable[..., Settings], models: StubModels, topic: str) -> Settings:
-    settings = make_settings(STUB_TASK.format(topic=topic, api_base=models.api_base))
+def start(make_settings: Callable[..., Settings], models: StubModels, topic: str, deadline_s: int = 30) -> Settings:
+    toml = STUB_TASK.format(topic=topic, api_base=models.api_base)
+    settings = make_settings(toml.replace("event_deadline_s = 30", f"event_deadline_s = {deadline_s}"))
     create_topics(settings)
     ensure_source_topic(settings, topic, partitions=1)
     return settings
@@ -92,7 +93,7 @@ def test_failing_models_end_as_dead_letters_with_their_reason_and_lose_nothing(
         return toy_answer(request)
 
     models.answer = answer
-    settings = start(make_settings, models, "logs-faults")
+    settings = start(make_settings, models, "logs-faults", deadline_s=3)
     records = [openai_record(name, f"fault-{name}") for name in replies]
     records += [openai_record(f"fine {n}", f"fine-{n}") for n in range(8)]
     produce(settings, "logs-faults", records)

@@ -68,8 +68,7 @@ def ran(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     with Collector() as collector, StubModels(answer) as models:
         toml = STUB_TASK.format(topic="logs-traced", api_base=models.api_base)
         (folder / "goldstream.toml").write_text(f'{toml}\n[tracing]\nendpoint = "{collector.endpoint}"\n')
-        changes = ["worker.event_deadline_s=30"]  # no call may time out on a busy machine: each would be a retry
-        changes += [f"kafka.bootstrap_servers={kafka}", "kafka.topic_prefix=traced.", f"state_dir={folder / 'state'}"]
+        changes = [f"kafka.bootstrap_servers={kafka}", "kafka.topic_prefix=traced.", f"state_dir={folder / 'state'}"]
         settings = load_settings(folder / "goldstream.toml", changes, environ={})
         create_topics(settings)
         ensure_source_topic(settings, "logs-traced", partitions=1)
@@ -91,7 +90,6 @@ def factory(settings: Settings, folder: Path) -> Supervisor:
     kafka = settings.kafka
     options = ["--config", str(folder / "goldstream.toml"), "--bootstrap-servers", kafka.bootstrap_servers]
     options += ["--set", f"kafka.topic_prefix={kafka.topic_prefix}", "--set", f"state_dir={settings.state}"]
-    options += ["--set", f"worker.event_deadline_s={settings.worker.event_deadline_s}"]
     commands = {name: [name, *options] for name in ("intake", "retries", "sink")}
     commands["worker-1"] = ["worker", "--stages", "student,judge", *options]
     commands["worker-2"] = ["worker", "--stages", "student,refiner,strategist", *options]
