@@ -11,7 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from agents.judge import load_rubric
+from agents.prices import check_prices
 from schemas.errors import GoldstreamError
 from schemas.kafka import LOCAL, bootstrap_servers
 from schemas.settings import ROLES, Model, Rubric, Settings, Task
@@ -118,8 +121,16 @@ def _tasks(settings: Settings) -> Iterator[Finding]:
                 yield Finding(
                     check, "ok" if known else "missing", found, "" if known else f"export {model.api_key_env}"
                 )
+        if any(task.budget.caps_money(role) for role in ROLES):
+            only = msgspec.structs.replace(settings, tasks={name: task})
+            yield _try(f"task {name}: prices", partial(_prices, only))
         if task.trainer.base:
             yield _model_folder(f"task {name}: trainer", Path(task.trainer.base), f"base at {task.trainer.base}")
+
+
+def _prices(settings: Settings) -> str:
+    check_prices(settings)
+    return "every model under a cap in money has a price"
 
 
 def _models(task: Task) -> Iterator[tuple[str, Model]]:

@@ -52,3 +52,22 @@ def test_torch_is_missing_only_where_a_model_runs_in_process(tmp_path: Path, mon
         settings = load_settings(path, [f"tasks.toy.student.model={student}", "local.s.path=s"], environ={})
         results += [one.result for one in _python(settings) if one.check == "torch"]
     assert results == ["note", "missing"]
+
+
+def test_a_model_without_a_price_under_a_cap_is_told_before_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "goldstream.toml"
+    price = "input_cost_per_token = 0.0, output_cost_per_token = 0.0"
+    path.write_text(TOML.replace('model = "openai/t"', f'model = "openai/t", {price}'))
+    settings = load_settings(path, ["tasks.toy.budget.strategist.usd_per_day=1"], environ={})
+    said = {one.check: one for one in _tasks(settings)}
+    assert said["task toy: prices"].result == "ok"
+    settings = load_settings(path, ["tasks.toy.budget.usd_per_day=1"], environ={})
+    said = {one.check: one for one in _tasks(settings)}
+    assert said["task toy: prices"].result == "missing"
+    assert "output_cost_per_token" in said["task toy: prices"].remedy
+
+
+def test_without_a_cap_in_money_no_price_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "goldstream.toml"
+    path.write_text(TOML)
+    assert "task toy: prices" not in {one.check for one in _tasks(load_settings(path, [], environ={}))}

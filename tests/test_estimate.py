@@ -19,6 +19,7 @@ from schemas.settings import Limits, Model, Rubric, Rule, Task
 from schemas.settings.budget import Budget
 from streams.admission.calls import Measured, longest_s, role_calls
 from streams.admission.estimate import estimate, wilson
+from streams.clients import make_producer
 from streams.lag import LagReader
 
 MODELS: dict[str, Any] = {
@@ -120,6 +121,19 @@ def test_what_intake_has_read_is_not_to_read_again(make_settings: Make) -> None:
     found = estimate(settings)
     assert (found.start, found.topics[0].to_read) == ("where intake is", 3)
     assert estimate(settings, start="earliest").topics[0].to_read == 7
+
+
+def test_the_markers_of_transactions_are_no_records(make_settings: Make) -> None:
+    settings = start(make_settings, "logs-in-transactions")
+    producer = make_producer(settings, "in-transactions", transactional_id="in-transactions")
+    producer.init_transactions()
+    for number in range(5):
+        producer.begin_transaction()
+        producer.send("logs-in-transactions", value=openai_record(f"q {number}"))
+        producer.commit_transaction()
+    producer.close()
+    (topic,) = estimate(settings).topics
+    assert (topic.to_read, topic.last_day, topic.sampled) == (5, 5, 5)
 
 
 def test_finished_cases_make_it_a_number(make_settings: Make) -> None:

@@ -122,3 +122,13 @@ def test_a_prompt_that_speaks_of_redaction_is_read(tmp_path: Path) -> None:
     body = {"messages": [{"role": "user", "content": "What does __REDACTED__ mean? [REDACTED]"}]}
     seen, code = looked_at(tmp_path, "one.json", body)
     assert (seen[0]["becomes"], code) == ("case", 0)
+
+
+@pytest.mark.parametrize("half", ["request_body", "response_body"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_body_that_helicone_was_told_to_omit_is_redacted(tmp_path: Path, half: str, as_text: bool) -> None:
+    """Its worker keeps the name of the model and nothing else."""
+    body = body_of(next(name for name in SHAPES if name.startswith("helicone")))
+    only = {"model": "gpt-5"}
+    seen, _ = looked_at(tmp_path, "omitted.json", body | {half: json.dumps(only) if as_text else only})
+    assert [(one["becomes"], one["reason"]) for one in seen] == [("dropped", "redacted")]

@@ -1,7 +1,8 @@
 """What switching on would do: records to read, cases, calls, money and time, before any of it happens.
 
 `goldstream estimate` calls this. Topics are read without a consumer group and nothing is committed, so it disturbs
-nobody and can be asked at any time. Counts of records are exact as far as offsets are; all else is a sample's.
+nobody and can be asked at any time. Counts of records go by offsets and by how many of these held a record in the
+sample; all else is the sample's.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ NEAR = 0.85  # threshold that is tried where near_duplicates is off
 
 
 class TopicRecords(msgspec.Struct, frozen=True):
-    """One source topic. Counts are of offsets: compaction and transactions make records fewer."""
+    """One source topic. Counts are of offsets less the share that held no record in the sample: compaction removes
+    records, and each transaction ends with a marker. Exact where the sample is the whole."""
 
     topic: str
     partitions: int
@@ -153,9 +155,11 @@ def _look(
     ranges = {tp: (since[tp], ends[tp]) for tp in tps if since[tp] < ends[tp]}
     total = sum(end - first for first, end in ranges.values())
     wanted = {tp: _places(*ranges[tp], math.ceil(sample * (ranges[tp][1] - ranges[tp][0]) / total)) for tp in ranges}
+    looked = sum(end - first for places in wanted.values() for first, end in places)
     found = sorted(read_scattered(reader, wanted), key=lambda record: (record.partition, record.offset))
     oldest = min((record.timestamp for record in found if record.timestamp and record.timestamp > 0), default=now_ms)
     days = now_ms // DAY_MS - oldest // DAY_MS + 1
+    to_read, last_day = (round(count * len(found) / looked) if looked else 0 for count in (to_read, last_day))
     return _Looked(TopicRecords(topic, len(tps), to_read, last_day, len(found)), found, days)
 
 

@@ -11,6 +11,8 @@ from streams.records import Record
 from streams.shapes.openai import read_halves
 from streams.shapes.values import amount, first, number, obj, parsed, time_ms
 
+_OMITTED = {"request_body": "Helicone-Omit-Request", "response_body": "Helicone-Omit-Response"}
+
 
 def is_helicone(body: dict[str, Any]) -> bool:
     """Whether an object is a row of Helicone's request log."""
@@ -22,6 +24,9 @@ def read_helicone(body: dict[str, Any]) -> Record:
     status = body.get("response_status")
     if number(status) >= 400 or (isinstance(status, int) and status < 0):
         raise RecordError("failed_call", f"Helicone's response_status is {status}")
+    for name, header in _OMITTED.items():
+        if obj(parsed(body[name])).keys() == {"model"}:
+            raise RecordError("redacted", f"`{name}` holds the model alone; {header} takes the rest out")
     record = read_halves(body["request_body"], body["response_body"], body, "helicone")
     properties = {str(name).lower(): value for name, value in obj(body.get("request_properties")).items()}
     feedback: dict[str, Any] = {}
