@@ -7,15 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from dashboard_client import Dashboard
+from judged_cases import FAILED, toy
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
 from pipeline import STUB_TASK, openai_record, outcomes, produce, toy_answer, wait_for
+from steps import cases_on, put, sink_all
 from stub_models import StubModels
+from test_dashboard import on_any_port
+from test_dlq import died
 from test_kafka_security import PASSWORD, USER, VARIABLE, keytool
 
 from agents.models import Models
 from agents.outside import spending
+from goldstream import cli
 from schemas.case import Message
 from schemas.kafka import client_options
 from schemas.settings import Settings, load_settings
@@ -148,6 +155,44 @@ def test_each_process_works_with_its_own_rights_and_no_others(
             consumer.poll(20_000)
     finally:
         consumer.close(autocommit=False)
+
+
+def test_the_dashboard_and_who_types_commands_can_do_all_they_offer_with_their_own_rights(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, PASSWORD)
+    admin = settings_as(config, USER)
+    for process in PRINCIPALS:
+        grant(admin, process)
+    create_topics(settings_as(config, "goldstream-topics"))
+    ensure_source_topic(settings_as(config, "goldstream-topics"), SOURCE, partitions=1)
+    put(admin, "outcomes", *(died(n, "judge", "bad_answer") for n in (101, 102)), toy(103, FAILED), toy(104, FAILED))
+    sink_all(admin)
+    with Dashboard(on_any_port(settings_as(config, "goldstream-dashboard"))) as dashboard:
+        assert dashboard.get("/api/cases").json
+        assert dashboard.post("/api/dead/redrive", {"ids": ["req-101"]}).json["counts"] == {"redriven": 1}
+        decided = dashboard.post("/api/review/req-103", {"decision": "reject", "by": "ann", "reason": "wrong dose"})
+        assert (decided.status, decided.json["stands"]) == (200, True)
+    for command in (
+        ["pause", "judge"],
+        ["resume", "judge"],
+        ["dlq", "redrive", "--id", "req-102"],
+        ["review", "reject", "req-104", "--by", "bob", "--reason", "wrong dose"],
+        ["forget", "--case", "req-104"],
+        ["forget", "--case", "req-104", "--withdraw"],
+        ["lag"],
+        ["audit"],
+        ["cost"],
+        ["case", "req-102"],
+        ["estimate"],
+        ["topics", "plan"],
+    ):
+        options = ["--config", str(config), "--set", "kafka.sasl_username=goldstream-operator"]
+        done = CliRunner().invoke(cli, [*command, *options])
+        assert done.exit_code in ((0, 1) if command == ["audit"] else (0,)), (command, done.output)
+        assert "uthoriz" not in done.output, (command, done.output)
+    moved = {case.case_id: case.epoch for case in cases_on(admin, "attempts") if case.epoch}
+    assert moved == {"req-101": 1, "req-102": 1}
 
 
 def test_the_commands_name_every_right_once(config: Path) -> None:
