@@ -1,8 +1,9 @@
-"""Every model call of Goldstream goes through here, and from here through LiteLLM.
+"""Every model call of Goldstream goes through here, and from here through LiteLLM, or to vLLM past it.
 
 The stages call `Models.complete` with a role and an absolute deadline. Two providers are ours: local/NAME is
-the in-process student (agents.local), scripted/NAME a scripted model (agents.scripted). Prompts, answers and
-keys never enter a log or an error text. LiteLLM takes seconds to import: `warm` does it ahead of the first call.
+the in-process student (agents.local), scripted/NAME a scripted model (agents.scripted). hosted_vllm/NAME is asked
+by agents.direct unless only LiteLLM can. Prompts, answers and keys never enter a log or an error text. LiteLLM takes
+seconds to import, and nobody does where all models are direct: `warm` does it ahead of the first call.
 
 Calls for a stream's case (`calling_for` is set) pass a circuit breaker per endpoint: role, model and api_base.
 While it is open no case is called; a task of ours asks one small question after each cool-down. A case under way
@@ -18,15 +19,16 @@ import random
 import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agents.account import Call
 from agents.billing import billed
 from agents.budget import Budget, Reservation
-from agents.completion import Completion, read_completion
+from agents.completion import Answer, Completion, answer_of, read_completion
 from agents.counting import Counted
+from agents.direct_request import connects_plainly, goes_direct, takes_messages
 from agents.endpoints import PROBE, Endpoint, Endpoints, Key, key_of
 from agents.engines import Choose, Engines
 from agents.local import LocalEngine
@@ -49,6 +51,9 @@ from schemas.errors import (
 )
 from schemas.settings import ROLES, Model, Role, Settings, Task
 
+if TYPE_CHECKING:
+    from agents.direct import Direct
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # backoff doubles between them
 __all__ = ["PROBE", "Choose", "Completion", "Models", "calling_for"]
 
@@ -66,6 +71,8 @@ class Models:
         self._engines = Engines(settings, serving)
         self._endpoints = Endpoints(settings.worker, self._ask)
         self._routes = Routes(settings.worker.breaker_longest_s)
+        self._direct: Direct | None = None
+        self._past_litellm = connects_plainly(os.environ)
         self.budget = Budget(settings)
 
     async def complete(
@@ -170,17 +177,12 @@ class Models:
         return self._engines.build(name)
 
     async def warm(self, task: str, roles: Collection[Role] = ROLES) -> None:
-        """Imports LiteLLM, loads the engines of some roles of a task and checks their keys, ahead of the first call.
+        """Imports LiteLLM where a model needs it, loads engines and checks keys, ahead of the first call.
 
         Raises SettingsError for a missing key, SetupError for a missing model folder.
         """
-        chosen = self._settings.task(task)
-        models = [chosen.model(role) for role in roles]
-        if "judge" in roles:
-            models += [*chosen.panel.judges, chosen.panel.tie_break]
-        asked = [one for model in models for one in (model, *model.fallbacks) if one.model]
-        if asked:
-            await self._engines.made("litellm", load_litellm)
+        asked = self._asked(self._settings.task(task), roles)
+        await self._import_for(asked)
         for one in asked:
             _api_key(one)
             provider, _, name = one.model.partition("/")
@@ -188,17 +190,34 @@ class Models:
                 await self._engines.get(name)
 
     async def imported(self) -> None:
-        """Imports LiteLLM, so that the seconds this takes are no call's."""
-        await self._engines.made("litellm", load_litellm)
+        """Imports LiteLLM where a model of any task needs it, so that the seconds this takes are no call's."""
+        await self._import_for([one for task in self._settings.tasks.values() for one in self._asked(task, ROLES)])
 
     async def close(self) -> None:
-        """Stops the probes and the engines, and closes LiteLLM's connections."""
+        """Stops the probes and the engines, and closes all connections."""
         self._endpoints.close()
         await self._engines.close()
+        if self._direct is not None:
+            await self._direct.close()
         if load_litellm.cache_info().currsize:
             litellm = load_litellm()
             await litellm.close_litellm_async_clients()
             litellm.in_memory_llm_clients_cache.flush_cache()
+
+    def _asked(self, task: Task, roles: Collection[Role]) -> list[Model]:
+        """Returns the models that some roles of a task may call, fallbacks too."""
+        models = [task.model(role) for role in roles]
+        if "judge" in roles:
+            models += [*task.panel.judges, task.panel.tie_break]
+        return [one for model in models for one in (model, *model.fallbacks) if one.model]
+
+    async def _import_for(self, models: Sequence[Model]) -> None:
+        """Imports what calls to these models need, in a thread: it takes seconds."""
+        if not all(self._goes_direct(one) for one in models):
+            await self._engines.made("litellm", load_litellm)
+
+    def _goes_direct(self, model: Model) -> bool:
+        return self._past_litellm and goes_direct(model)
 
     async def _reopened(self, endpoint: Endpoint, latest: float) -> bool:
         """Waits until an endpoint may be called again; False where other tasks of the role can use the slot."""
@@ -263,10 +282,9 @@ class Models:
         told: Mapping[str, Any] = {},
     ) -> Completion:
         """Makes one call; raises our errors, and AdapterError where the adapter cannot be used."""
-        imported = load_litellm.cache_info().currsize
-        litellm = load_litellm() if imported else await self._engines.made("litellm", load_litellm)
         provider, _, name = model.model.partition("/")
-        call = _params(model) | {"messages": to_chat(messages), "timeout": timeout_s, "num_retries": 0}
+        direct = self._goes_direct(model) and takes_messages(messages, response_format)
+        call = _params(model) | {"messages": messages, "timeout": timeout_s, "num_retries": 0}
         if provider == "local":
             engine = await self._engines.get(name)
             if adapter:
@@ -287,16 +305,34 @@ class Models:
             call["extra_headers"] = {**(call.get("extra_headers") or {}), **context}
         what, started, asked = f"{role} of {task}: {call['model']}", time.perf_counter(), model
         try:
-            if model.fallbacks:
-                asked_for = {name: call[name] for name in ("messages", "response_format") if name in call}
-                response, model = await self._routes.complete(model, _params, **asked_for)
+            if direct:
+                answer = await self._connections().ask(call)
             else:
-                response = await litellm.acompletion(**call)
+                answer, model = await self._through_litellm(call, model)
         except Exception as error:
             keys = [_api_key(one) for one in (asked, *asked.fallbacks)]
             raise failure(error, what, adapter, messages, keys) from None
         took_s = time.perf_counter() - started
-        return read_completion(response, model, adapter, took_s, what, offered="tools" in told)
+        return read_completion(answer, model, adapter, took_s, what, offered="tools" in told)
+
+    async def _through_litellm(self, call: dict[str, Any], model: Model) -> tuple[Answer, Model]:
+        """Makes a call through LiteLLM; returns the answer and the model that gave it, which may be a fallback."""
+        imported = load_litellm.cache_info().currsize
+        litellm = load_litellm() if imported else await self._engines.made("litellm", load_litellm)
+        call["messages"] = to_chat(call["messages"])
+        if model.fallbacks:
+            asked_for = {name: call[name] for name in ("messages", "response_format") if name in call}
+            response, model = await self._routes.complete(model, _params, **asked_for)
+        else:
+            response = await litellm.acompletion(**call)
+        return answer_of(response), model
+
+    def _connections(self) -> Direct:
+        if self._direct is None:
+            from agents.direct import Direct  # what trains on a GPU machine may have no aiohttp
+
+            self._direct = Direct()
+        return self._direct
 
 
 def _members(task: Task, role: Role) -> list[Model]:

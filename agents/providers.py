@@ -1,7 +1,7 @@
-"""All that knows LiteLLM's insides: its set-up, our two providers, and what its errors mean.
+"""All that knows LiteLLM's insides: its set-up, our two providers, and what its errors mean, and agents.direct's.
 
-Only agents.models comes here. `local/NAME` leads to the engine of the call being made, `scripted/NAME` to
-agents.scripted. No prompt, answer or key gets into a log or an error text.
+Only agents.models and agents.direct come here. `local/NAME` leads to the engine of the call being made,
+`scripted/NAME` to agents.scripted. No prompt, answer or key gets into a log or an error text.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from agents.local import LocalEngine
 from schemas.case import Message
 from schemas.errors import (
     AdapterError,
+    BadAnswer,
     EndpointRefused,
     ModelError,
     ModelRefused,
@@ -50,6 +51,18 @@ _SPOKEN = frozenset(
 
 # Engine, thinking switch and tools of the call being made, for the `local` provider, which LiteLLM calls.
 call_engine: ContextVar[tuple[LocalEngine, bool, Sequence[dict[str, Any]]]] = ContextVar("call_engine")
+
+
+class CallFailed(Exception):
+    """A call past LiteLLM that brought no answer: the status is the one LiteLLM would give it."""
+
+    def __init__(self, message: str, status_code: object, retry_after: str | None = None) -> None:
+        super().__init__(message)
+        self.status_code, self.retry_after = status_code, retry_after
+
+
+class UnusableAnswer(CallFailed):
+    """An answer that is too long to be read, and would be again."""
 
 
 @functools.cache
@@ -126,16 +139,22 @@ def carried(told: Mapping[str, Any], model: Model, body: Mapping[str, Any] | Non
 
 
 def failure(error: Exception, what: str, adapter: str, messages: Sequence[Message], keys: Sequence[str]) -> Exception:
-    """Returns what LiteLLM raised as one of our errors; a 404 with an adapter means that adapter is missing."""
+    """Returns what a call has raised as one of our errors; a 404 with an adapter means that adapter is missing."""
+    if isinstance(error, (ModelError, AdapterError)):
+        return error  # one of our own providers'
     status = getattr(error, "status_code", None)
+    if isinstance(status, str):  # of an error inside an answer, which may be a word
+        status = int(status) if status.isdecimal() else None
     text = f"{what}: {_detail(error, messages, keys)}"
+    if isinstance(error, UnusableAnswer):
+        return BadAnswer(text)
     if adapter and status == 404:
         return AdapterError(text)
-    if status == 408 or "Timeout" in type(error).__name__:
+    if status in (408, 504) or "Timeout" in type(error).__name__:
         return ModelTimeout(text)
     if status == 429:
         return RateLimited(text, _retry_after_s(error))
-    if status is None:
+    if not isinstance(status, int):
         return ModelError(text)
     if status in (409, 425) or status >= 500 or status < 300:  # 200: the answer broke off or is not JSON
         return ModelUnavailable(text)
@@ -166,7 +185,9 @@ def _detail(error: Exception, messages: Sequence[Message], keys: Sequence[str]) 
 def _retry_after_s(error: Exception) -> float | None:
     """Returns what the Retry-After header asks for, in seconds: it holds a number or a date."""
     headers = getattr(error, "litellm_response_headers", None) or {}
-    value = next((v for k, v in headers.items() if str(k).lower() == "retry-after"), None)
+    value = getattr(error, "retry_after", None)
+    if value is None:
+        value = next((v for k, v in headers.items() if str(k).lower() == "retry-after"), None)
     if value is None:
         return None
     try:

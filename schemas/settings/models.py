@@ -26,6 +26,7 @@ class Model(Section, frozen=True):
     input_cost_per_token: float | None = None  # for models LiteLLM has no price for
     output_cost_per_token: float | None = None
     extra: dict[str, Any] = {}  # passed to LiteLLM as it is
+    direct: bool = True  # hosted_vllm/ is called past LiteLLM, unless `extra` asks for what only LiteLLM can do
     fallbacks: tuple[Model, ...] = ()  # asked in this order where this one fails or is cooling down; not of a student
 
 
