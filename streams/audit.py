@@ -26,6 +26,7 @@ from schemas.settings import Settings
 from schemas.tables import print_table
 from schemas.topics import OUTCOMES, STAGE_INPUT
 from streams.books import Books, Glance, Place, Waiting
+from streams.lag import once_loaded
 from streams.lookup import Range, make_reader, read_ranges, read_scattered
 from streams.positions import began
 from streams.topics import cluster_id, connect_admin
@@ -235,12 +236,7 @@ def _compare(
 
 def _committed(admin: Any, group: str) -> dict[Any, Any]:
     """Returns the committed positions of a group; waits for its coordinator, which a young or moving cluster lacks."""
-    deadline = time.monotonic() + _COORDINATOR_S
-    while True:
-        try:
-            found: dict[Any, Any] = admin.list_group_offsets({group: None}).get(group, {})
-            return {tp: position for tp, position in found.items() if position.offset >= 0}
-        except RetriableError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.3)
+    found: dict[Any, Any] = once_loaded(
+        lambda: admin.list_group_offsets({group: None}), _COORDINATOR_S, (RetriableError,)
+    ).get(group, {})
+    return {tp: position for tp, position in found.items() if position.offset >= 0}

@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from kafka import TopicPartition
-from kafka.errors import CoordinatorNotAvailableError, KafkaError
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NotCoordinatorError,
+)
 from kafka.structs import OffsetAndMetadata
 
 from schemas.commands import PAUSABLE, Pause
@@ -21,6 +26,10 @@ from streams.flow import now_ms
 from streams.topics import connect_admin
 
 logging.getLogger("kafka.admin._groups").setLevel(logging.ERROR)  # it cannot read Faust's metadata, nor need it
+
+MOVING_S, ASK_AGAIN_S = 20.0, 0.2  # a broker that has just started, or took groups over, loads them for a moment
+MOVING = (CoordinatorLoadInProgressError, NotCoordinatorError)
+_T = TypeVar("_T")
 
 
 class Lag(NamedTuple):
@@ -91,17 +100,33 @@ class LagReader:
 
     def members(self, groups: Iterable[str]) -> dict[str, dict[tuple[str, int], str]]:
         """Returns group -> (topic, partition) -> client id of the member that holds it."""
-        described = self._admin.describe_groups([self._settings.topic(group) for group in groups])
+        names = [self._settings.topic(group) for group in groups]
+        described = once_loaded(lambda: self._admin.describe_groups(names))
         return {
             group: assignments(described.get(self._settings.topic(group), {}).get("members") or ()) for group in groups
         }
 
     def _committed(self, group: str) -> dict[Any, int]:
         try:
-            found: dict[Any, OffsetAndMetadata] = self._admin.list_group_offsets({group: None}).get(group, {})
+            told = once_loaded(lambda: self._admin.list_group_offsets({group: None}))
         except CoordinatorNotAvailableError:
             return {}  # a fresh cluster: no group has ever committed
+        found: dict[Any, OffsetAndMetadata] = told.get(group, {})
         return {tp: committed.offset for tp, committed in found.items()}
+
+
+def once_loaded(
+    ask: Callable[[], _T], within_s: float = MOVING_S, passing: tuple[type[KafkaError], ...] = MOVING
+) -> _T:
+    """Returns what `ask` does, asked again while the broker that knows a group changes or is still loading it."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return ask()
+        except passing:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(ASK_AGAIN_S)
 
 
 def assignments(members: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], str]:

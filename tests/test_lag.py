@@ -7,8 +7,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from kafka import KafkaProducer
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    GroupAuthorizationFailedError,
+    KafkaError,
+    NotCoordinatorError,
+)
 from steps import command_line, start, until
 
 from schemas.kafka import client_options
@@ -16,7 +24,7 @@ from schemas.settings import Settings
 from schemas.tables import to_json
 from streams.backlog import Backlog, BacklogReader, totals
 from streams.intake import run_intake
-from streams.lag import LagReader
+from streams.lag import LagReader, once_loaded
 
 LOG = "logs-lag"
 
@@ -86,3 +94,22 @@ def test_the_command_prints_one_group_and_refuses_one_that_does_not_exist(
     )
     wrong = command_line(settings, tmp_path, "lag", "--group", "nobody")
     assert "expected one of intake, student" in str(wrong.exception)
+
+
+@pytest.mark.parametrize("passing", [CoordinatorLoadInProgressError, NotCoordinatorError])
+def test_a_group_that_its_broker_still_loads_is_asked_for_again(passing: type[KafkaError]) -> None:
+    answers: list[Any] = [passing(), passing(), {"gs.judge": {}}]
+
+    def ask() -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, KafkaError):
+            raise answer
+        return answer
+
+    assert once_loaded(ask) == {"gs.judge": {}}
+    answers[:] = [passing(), passing()]
+    with pytest.raises(passing):
+        once_loaded(ask, within_s=0.0)
+    answers[:] = [GroupAuthorizationFailedError()]
+    with pytest.raises(GroupAuthorizationFailedError):
+        once_loaded(ask)
