@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,7 @@ class Engines:
         self._making: dict[str, asyncio.Task[Any]] = {}
         self._loaded: dict[tuple[str, str], list[str]] = {}  # (engine, task) -> versions, oldest first
         self._unusable: dict[tuple[str, str], float] = {}  # (task, version) -> when it failed
+        self._preloading: set[asyncio.Task[None]] = set()
 
     def build(self, name: str) -> LocalEngine:
         """Returns the engine of [local.NAME]; the first call builds it, which takes seconds."""
@@ -71,6 +73,21 @@ class Engines:
         while len(loaded) > ADAPTERS_KEPT:
             engine.unload_adapter(served_name(task, loaded.pop(0)))
 
+    def preload(self, task: str, model: Model) -> None:
+        """Begins to load the version that serves now where its engine is here, so that no call waits for it."""
+        provider, _, name = model.model.partition("/")
+        engine, version = self._engines.get(name), self.adapter(task, model, "")
+        if provider != "local" or engine is None or not version:
+            return
+
+        async def load() -> None:
+            with suppress(AdapterError):  # the first call that asks for it falls back, and says so
+                await self.load_adapter(name, engine, task, version)
+
+        loading = asyncio.create_task(load())
+        self._preloading.add(loading)
+        loading.add_done_callback(self._preloading.discard)
+
     def adapter(self, task: str, model: Model, case_id: str) -> str:
         """Returns the version to ask for: the best that has not failed lately, "" for the base."""
         if not model.model.startswith(("local/", "hosted_vllm/")):
@@ -104,6 +121,8 @@ class Engines:
 
     async def close(self) -> None:
         """Stops every engine."""
+        for loading in self._preloading:
+            loading.cancel()
         for engine in self._engines.values():
             await asyncio.to_thread(engine.close)
         self._engines.clear()

@@ -62,6 +62,7 @@ class LocalEngine:
     """
 
     def __init__(self, path: Path, *, max_batch: int = 64, threads: int = 0) -> None:
+        import peft  # noqa: F401 - now, and not when the first adapter comes
         import torch
         import transformers
 

@@ -189,6 +189,11 @@ class Models:
             if provider == "local":
                 await self._engines.get(name)
 
+    def preload(self, task: str) -> None:
+        """Begins to load the adapter that now serves a task, where its student runs in process; on the event loop."""
+        if task in self._settings.tasks:
+            self._engines.preload(task, self._settings.task(task).student)
+
     async def imported(self) -> None:
         """Imports LiteLLM where a model of any task needs it, so that the seconds this takes are no call's."""
         await self._import_for([one for task in self._settings.tasks.values() for one in self._asked(task, ROLES)])

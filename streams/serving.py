@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -12,10 +13,14 @@ log = logging.getLogger(__name__)
 
 
 class Serving:
-    """The newest record per task; older ones, by (lease epoch, sequence), are ignored."""
+    """The newest record per task; older ones, by (lease epoch, sequence), are ignored.
+
+    `changed` is told of every task that has a newer one, on the thread that reads them.
+    """
 
     def __init__(self) -> None:
         self._by_task: dict[str, AdapterRecord] = {}
+        self.changed: Callable[[str], object] = lambda task: None
 
     def apply(self, key: bytes, value: bytes) -> None:
         """Takes a record of gs.adapters; a malformed one is logged and changes nothing."""
@@ -27,6 +32,7 @@ class Serving:
         if record.supersedes(self._by_task.get(record.task)):
             log.info("task %s is now served by %s", record.task, record.version or "the base")
             self._by_task[record.task] = record
+            self.changed(record.task)
 
     def version(self, task: str) -> str:
         """Returns the version serving a task, "" for the base."""

@@ -31,6 +31,7 @@ from schemas.kafka import bootstrap_servers, sasl_password
 from schemas.settings import ROLES, Role, Settings
 from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
 from streams.clients import METADATA_MAX_AGE_MS, client_name
+from streams.draining import Transport
 from streams.flow import now_ms
 from streams.follow import Follower
 from streams.forgetting.following import Remembered
@@ -111,6 +112,8 @@ async def run_worker(
     ledger = Ledger(settings, budget)
     for name in settings.tasks:
         await models.warm(name, roles)  # the first case must not wait for an import
+        models.preload(name)
+    serving.changed = lambda task: loop.call_soon_threadsafe(models.preload, task)
     # 3.
     apps: list[Any] = []
     watchdog = Watchdog(
@@ -183,6 +186,7 @@ def _build(
         broker_client_id=client_name(role),
         consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
     )
+    app.transport = Transport(app.conf.broker_consumer, app)
 
     async def produce(topic: str, key: bytes, value: bytes) -> None:
         try:
