@@ -40,6 +40,7 @@ _FREE = (
     "share_gpu",
     "checkpoint_every_s",
     "processes",
+    "resident_mb",
 )
 
 

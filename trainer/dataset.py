@@ -1,6 +1,6 @@
 """From gold rows to training examples: the exact tokens of pair A and pair B.
 
-Pair A is x -> y* behind the empty think block that inference uses; pair B is x -> strategy, y*.
+Pair A is x -> y* behind the empty think block that inference uses; pair B is x -> strategy, y* (trainer.pairs).
 All gold below the watermark counts: that is DAgger aggregation, whether the run starts from the base or from the
 incumbent (trainer.continue_from).
 Called by trainer.service; trainer.loop consumes the examples.
@@ -11,25 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.case import Message
-from schemas.chat import render_answer, render_prompt, strategy_text
 from schemas.errors import TrainingError
 from schemas.gold import read_outcomes
-from schemas.outcomes import row_messages, row_strategy
+from schemas.outcomes import row_strategy
 from schemas.settings import Trainer
-from schemas.tools import answer_words, template_tools
+from trainer.pairs import Branch as Branch
+from trainer.pairs import Pair, PairMemory, make_pair, name_of
 from trainer.recipes import RECIPES, Chosen, LeftOut, Recipe, chosen_answers
 from trainer.sampling import score_proportional, top_sets
-
-Branch = Literal["A", "B"]
 
 COLUMNS = (
     "case_id",
@@ -87,11 +84,20 @@ class Dataset(NamedTuple):
         return digest.hexdigest()
 
 
-def train_rows(gold: Path, task: str, watermark: Mapping[int, int], recipe: Recipe = "rgt") -> pa.Table:
-    """Returns the rows of a task's train split below the watermark that a recipe reads, only the columns it needs."""
+def train_rows(
+    gold: Path,
+    task: str,
+    watermark: Mapping[int, int],
+    recipe: Recipe = "rgt",
+    above: Mapping[int, int] | None = None,
+) -> pa.Table:
+    """Returns the rows of a task's train split below the watermark that a recipe reads, only the columns it needs.
+
+    `above` leaves out those below an earlier watermark, for whoever has read them.
+    """
     wanted = RECIPES[recipe]
     columns = (*COLUMNS, "attempts") if wanted.attempts else COLUMNS
-    rows = read_outcomes(gold, columns, task=task, watermark=watermark)
+    rows = read_outcomes(gold, columns, task=task, watermark=watermark, above=above)
     counts = pc.is_in(rows["outcome"], value_set=pa.array(wanted.outcomes))
     return rows.filter(pc.and_(counts, pc.equal(rows["split"], "train")))
 
@@ -104,11 +110,12 @@ def training_data(
     context: int | None = None,
     student_model: str = "",
     tools: bool = True,
+    known: PairMemory | None = None,
 ) -> Dataset:
     """Returns what a run of these settings trains on: the recipe's examples, sampled by quality where that is on.
 
     `context` is the base's (`base_context`), `student_model` the model string of the task's student, `tools` whether it
-    is offered the tools of the product's call (carry_over.tools). Raises
+    is offered the tools of the product's call (carry_over.tools), `known` pairs that this tokenizer made before. Raises
     TrainingError as build_examples and sample_by_quality do.
     """
     data = build_examples(
@@ -121,8 +128,25 @@ def training_data(
         context=context,
         student_model=student_model,
         tools=tools,
+        known=known,
     )
     return sample_by_quality(data, trainer)
+
+
+def tokenise_ahead(
+    rows: pa.Table, known: PairMemory, trainer: Trainer, *, student_model: str = "", tools: bool = True
+) -> Iterator[None]:
+    """Tokenises what a run would train of these rows, a few at a time; what it cannot, the run itself will tell."""
+    for number, chosen in enumerate(chosen_answers(rows, trainer.recipe, student_model, Counter())):
+        for branch in _branches(chosen, trainer.recipe, trainer.pair_weights):
+            try:
+                known.pair(branch, chosen, tools)
+            except LeftOut:
+                continue
+            except TrainingError:
+                return
+        if number % 16 == 15:
+            yield
 
 
 def build_examples(
@@ -136,6 +160,7 @@ def build_examples(
     context: int | None = None,
     student_model: str = "",
     tools: bool = True,
+    known: PairMemory | None = None,
 ) -> Dataset:
     """Returns pair A of every row the recipe takes and, for "rgt", pair B of every row with a strategy.
 
@@ -146,7 +171,7 @@ def build_examples(
     """
     if tokenizer.eos_token_id is None:
         raise TrainingError(
-            f"the tokenizer of {_name(tokenizer)} has no eos_token: training could not teach where an answer ends. "
+            f"the tokenizer of {name_of(tokenizer)} has no eos_token: training could not teach where an answer ends. "
             "Set eos_token in its tokenizer_config.json to the token that closes a turn, or choose a chat model."
         )
     weight_a, weight_b = pair_weights
@@ -159,18 +184,16 @@ def build_examples(
     skipped: Counter[str] = Counter()
     strategies = 0
     for chosen in chosen_answers(rows, recipe, student_model, skipped):
-        row, offered = chosen.row, template_tools(_json(chosen.row["tools"])) if tools else []
-        has_b = recipe == "rgt" and row_strategy(row) is not None
-        strategies += has_b
-        branches: list[Branch] = ["A"] if weight_a else []
-        branches += ["B"] if weight_b and has_b else []
-        for branch in branches:
+        for branch in _branches(chosen, recipe, pair_weights):
+            strategies += branch == "B"
+            weight = weight_a if branch == "A" else weight_b
             try:
-                if branch == "A":
-                    prompt, parts = _pair_a(chosen, tokenizer, offered, weight_a)
-                else:
-                    prompt, parts = _pair_b(chosen, tokenizer, offered, weight_b, strategy_weight * weight_b)
-                example = _example(row["case_id"], branch, prompt, parts, chosen.score)
+                pair = (
+                    known.pair(branch, chosen, tools)
+                    if known is not None
+                    else make_pair(branch, chosen, tokenizer, tools)
+                )
+                example = _example(chosen.row["case_id"], branch, pair, weight, strategy_weight * weight, chosen.score)
                 _refuse_length(len(example.input_ids), max_length, context)
                 examples.append(example)
             except LeftOut as reason:
@@ -245,89 +268,17 @@ def _nothing_left(
     )
 
 
-_Pair = tuple[list[int], list[tuple[list[int], float]]]  # prompt, and parts of the completion with their loss weight
+def _branches(chosen: Chosen, recipe: Recipe, pair_weights: tuple[float, float]) -> Iterator[Branch]:
+    """Yields the pairs that a row is trained as."""
+    if pair_weights[0]:
+        yield "A"
+    if pair_weights[1] and recipe == "rgt" and row_strategy(chosen.row) is not None:
+        yield "B"
 
 
-_Tools = list[dict[str, Any]]  # that the prompt offers
-
-
-def _pair_a(chosen: Chosen, tokenizer: Any, tools: _Tools, weight: float) -> _Pair:
-    """Builds x -> y* on the prompt of inference; the prompt, with its empty think block, is masked."""
-    messages = row_messages(chosen.row)
-    prompt = _encode(tokenizer, _render(tokenizer, messages, tools, thinking=False))
-    return prompt, [(_answer(chosen, tokenizer, messages, tools), weight)]
-
-
-def _pair_b(chosen: Chosen, tokenizer: Any, tools: _Tools, weight: float, strategy_weight: float) -> _Pair:
-    """Builds x -> think block with the strategy, then y*. Strategy and think tags weigh `strategy_weight`."""
-    messages, strategy = row_messages(chosen.row), row_strategy(chosen.row)
-    assert strategy is not None
-    text = _render(tokenizer, messages, tools, thinking=True)
-    if text == _render(tokenizer, messages, tools, thinking=False):
-        raise TrainingError(
-            f"the chat template of {_name(tokenizer)} does not know enable_thinking, so "
-            'that pair B would teach thinking where inference wants none. Set trainer.recipe = "isft", or choose a '
-            "hybrid base such as Qwen3 (not its Instruct-2507 variants)."
-        )
-    block = strategy_text(strategy)
-    _refuse_control_text(tokenizer, block)
-    # Some templates open the block themselves.
-    opening = "" if text.rstrip().endswith("<think>") else "<think>\n"
-    thought = _encode(tokenizer, f"{opening}{block}\n</think>\n\n")
-    return _encode(tokenizer, text), [
-        (thought, strategy_weight),
-        (_answer(chosen, tokenizer, messages, tools), weight),
-    ]
-
-
-def _answer(chosen: Chosen, tokenizer: Any, messages: list[Message], tools: _Tools) -> list[int]:
-    """Returns the answer's tokens; calls of tools as the base's template writes them, which is what servers read."""
-    text = chosen.answer
-    if not text:
-        raise LeftOut("empty_answer")
-    _refuse_control_text(tokenizer, text)
-    if calls := _json(chosen.calls):
-        answer = Message("assistant", answer_words(text, calls), tool_calls=calls)
-        try:
-            text = render_answer(tokenizer, messages, answer, tools)
-        except TrainingError as error:
-            raise LeftOut("no_call_template") from error
-    return [*_encode(tokenizer, text), tokenizer.eos_token_id]
-
-
-def _json(text: str | None) -> list[dict[str, Any]]:
-    return json.loads(text) if text else []
-
-
-def _render(tokenizer: Any, messages: list[Message], tools: _Tools, *, thinking: bool) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return render_prompt(tokenizer, messages, thinking, tools)
-    except (TemplateError, TypeError) as error:  # a template that knows no system message, or no message without text
-        raise LeftOut("unrenderable") from error
-
-
-def _name(tokenizer: Any) -> str:
-    return getattr(tokenizer, "name_or_path", "") or "the base"
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenises one part by itself, as inference does with the prompt: tokens never span a seam."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _refuse_control_text(tokenizer: Any, text: str) -> None:
-    if any(tag in text for tag in (*tokenizer.all_special_tokens, "<think>", "</think>")):
-        raise LeftOut("control_text")
-
-
-def _example(
-    case_id: str, branch: Branch, prompt: list[int], parts: list[tuple[list[int], float]], score: float | None
-) -> Example:
-    ids, weights = list(prompt), [0.0] * len(prompt)
-    for part, weight in parts:
-        ids += part
-        weights += [weight] * len(part)
-    return Example(case_id, branch, tuple(ids), tuple(weights), len(prompt), score)
+def _example(case_id: str, branch: Branch, pair: Pair, weight: float, strategy: float, score: float | None) -> Example:
+    ids, weights = list(pair.prompt), [0.0] * len(pair.prompt)
+    for part in pair.parts:
+        ids += part.ids
+        weights += [strategy if part.strategy else weight] * len(part.ids)
+    return Example(case_id, branch, tuple(ids), tuple(weights), len(pair.prompt), score)

@@ -26,6 +26,7 @@ from schemas.settings import Trainer
 from trainer.attention import ATTENTION, layout_on, shares_prompts
 from trainer.dataset import Example
 from trainer.packing import Row, group_by_case, pack_rows
+from trainer.resident import Resident
 
 WEIGHTS = "adapter_model.safetensors"
 # Tokens of one forward pass; a larger batch accumulates gradients. On a CPU small rows stay in its cache, and too small
@@ -54,13 +55,22 @@ def packing_of(settings: Trainer, config: Any, device: torch.device) -> Packing:
     return Packing(tokens, settings.share_prompts and own, own, ROW_MULTIPLE[device.type] if own else 1)
 
 
-def load_base(base: Path, settings: Trainer, device: torch.device) -> Any:
-    """Loads a base to train on: fp32 on the CPU and bf16 on a GPU, unless trainer.dtype says otherwise."""
+def load_base(base: Path, settings: Trainer, device: torch.device, resident: Resident | None = None) -> Any:
+    """Loads a base to train on, or takes the one that is `resident`."""
+
+    def read() -> Any:
+        return read_base(base, settings, device)
+
+    return (resident.model(settings, device.type, read) if resident else read()).to(device)
+
+
+def read_base(base: Path, settings: Trainer, device: torch.device) -> Any:
+    """Reads a base into main memory: fp32 for the CPU and bf16 for a GPU, unless trainer.dtype says otherwise."""
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(settings.dtype, automatic)
     own = shares_prompts(AutoConfig.from_pretrained(base, local_files_only=True))
     options = {"attn_implementation": ATTENTION} if own else {}
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, **options).to(device)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, **options)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model

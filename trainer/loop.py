@@ -58,6 +58,7 @@ from trainer.objectives import (
 )
 from trainer.packing import group_by_case
 from trainer.reference import References, check_reference, reference_logprobs
+from trainer.resident import Resident
 
 log = logging.getLogger("goldstream.trainer")
 
@@ -91,13 +92,14 @@ def train_lora(
     watermark: Mapping[int, int] | None = None,
     initial: Path | None = None,
     resume: bool = True,
+    resident: Resident | None = None,
     progress: Progress = lambda step, steps, loss, tokens_per_s: None,
 ) -> TrainingStats:
     """Trains an adapter and writes it, its config and steps.jsonl into `out`.
 
     `base_name` is the name under which the base is served; vLLM compares it with the adapter's config. `watermark`
     pins the cached reference of iw-SFT. `initial` is the folder of an adapter to continue from, of the same base,
-    rank and alpha.
+    rank and alpha. `resident` may hold the base already, and gets it back; a run of several processes loads its own.
 
     Checkpoints go to `out` every trainer.checkpoint_every_s, the last one at the end, and stay: whoever publishes the
     adapter removes `out` afterwards. Called again with the same `out` after a kill, the run goes on from there to the
@@ -126,13 +128,13 @@ def train_lora(
         return train_in_processes(job, processes_of(settings), progress, TrainingStats)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)  # before LoRA's random A matrices
     out.mkdir(parents=True, exist_ok=True)
 
     # Model: base frozen, the adapter itself always in fp32.
     objective = objective_of(settings)
-    model = load_base(base, settings, world.device)
+    model = load_base(base, settings, world.device, resident)
     packing = packing_of(settings, model.config, world.device)
+    torch.manual_seed(settings.seed)  # before LoRA's random A matrices
     model, lora = add_adapter(model, settings, base, initial)
     merge = may_merge(model, settings)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -270,6 +272,8 @@ def train_lora(
         with disk_room(out, "the adapter"):
             lora.save_pretrained(str(out))
             save_file(_plain(state), out / WEIGHTS, metadata={"format": "pt"})
+    if resident is not None:
+        resident.keep(model.unload(), settings, world.device.type)
 
     tail = losses[-math.ceil(len(losses) / 10) :]
     every = [e for case in cases for e in case]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -48,42 +49,55 @@ class NewerRollout(BrokerError):
 
 
 class KafkaRecords:
-    """gs.adapters as a RecordLog: one record per switch, keyed by task."""
+    """gs.adapters as a RecordLog: one record per switch, keyed by task.
+
+    As a context manager it keeps its connections until it is left: making them takes longer than a switch.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.topic = settings.topic(ADAPTERS)
+        self._keeps = False
+        self._consumer: Any = None
+        self._producer: Any = None
+        self._found: list[AdapterRecord] = []  # by the consumer, up to where it is now
+
+    def __enter__(self) -> KafkaRecords:
+        self._keeps = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._keeps = False
+        self._close()
 
     def read(self) -> list[AdapterRecord]:
         """Reads the topic to its end, without a group; raises BrokerError where it cannot."""
-        from kafka import KafkaConsumer, TopicPartition  # trainer/ imports without Kafka
-        from kafka.errors import KafkaError
+        from kafka.errors import KafkaError  # trainer/ imports without Kafka
 
-        try:
-            consumer = connect(
-                KafkaConsumer,
-                self.settings,
-                group_id=None,
-                isolation_level="read_committed",
-                enable_auto_commit=False,
-                allow_auto_create_topics=False,
-            )
+        with self._connected():
             try:
-                return self._read(consumer, TopicPartition)
-            finally:
-                consumer.close()
-        except KafkaError as error:
-            raise BrokerError(f"{self.topic} cannot be read: {type(error).__name__}: {error}") from error
+                self._read()
+                return list(self._found)
+            except KafkaError as error:
+                raise BrokerError(f"{self.topic} cannot be read: {type(error).__name__}: {error}") from error
 
-    def _read(self, consumer: Any, partition_type: Callable[[str, int], Any]) -> list[AdapterRecord]:
-        partitions = [partition_type(self.topic, p) for p in sorted(consumer.partitions_for_topic(self.topic) or ())]
-        if not partitions:
-            raise BrokerError(f"the topic {self.topic} does not exist. `goldstream topics` makes it.")
-        consumer.assign(partitions)
+    def _read(self) -> None:
+        from kafka import KafkaConsumer, TopicPartition
+
+        if self._consumer is None:
+            self._found = []
+            options = {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
+            self._consumer = connect(KafkaConsumer, self.settings, isolation_level="read_committed", **options)
+            known = sorted(self._consumer.partitions_for_topic(self.topic) or ())
+            if not known:
+                raise BrokerError(f"the topic {self.topic} does not exist. `goldstream topics` makes it.")
+            self._consumer.assign([TopicPartition(self.topic, number) for number in known])
+            for partition, first in self._consumer.beginning_offsets(self._consumer.assignment()).items():
+                self._consumer.seek(partition, first)
+        consumer, partitions = self._consumer, list(self._consumer.assignment())
         ends = consumer.end_offsets(partitions)
-        for partition, first in consumer.beginning_offsets(partitions).items():
-            consumer.seek(partition, first)
-        found: list[AdapterRecord] = []
+        if any(consumer.position(p) > ends[p] for p in partitions):
+            raise BrokerError(f"{self.topic} was made anew while it was followed; it is read from its beginning next.")
         deadline = time.monotonic() + KAFKA_TIMEOUT_S
         # Positions, not records, tell the end: an empty or compacted topic has fewer records than offsets.
         while any(consumer.position(p) < ends[p] for p in partitions):
@@ -92,32 +106,49 @@ class KafkaRecords:
             for batch in consumer.poll(timeout_ms=500).values():
                 for message in batch:
                     try:
-                        found.append(msgspec.json.decode(message.value or b"", type=AdapterRecord))
+                        self._found.append(msgspec.json.decode(message.value or b"", type=AdapterRecord))
                     except msgspec.DecodeError as error:
                         log.warning("%s offset %d is no adapter record: %s", self.topic, message.offset, error)
-        return found
 
     def append(self, record: AdapterRecord) -> None:
         """Produces one record and waits until every in-sync replica has it; raises BrokerError where that fails."""
         from kafka import KafkaProducer
         from kafka.errors import KafkaError
 
-        try:
-            producer = connect(
-                KafkaProducer,
-                self.settings,
-                acks="all",
-                enable_idempotence=True,
-                allow_auto_create_topics=False,
-                max_block_ms=int(KAFKA_TIMEOUT_S * 1000),
-            )
+        with self._connected():
             try:
-                sent = producer.send(self.topic, key=record.task.encode(), value=msgspec.json.encode(record))
+                if self._producer is None:
+                    self._producer = connect(
+                        KafkaProducer,
+                        self.settings,
+                        acks="all",
+                        enable_idempotence=True,
+                        allow_auto_create_topics=False,
+                        max_block_ms=int(KAFKA_TIMEOUT_S * 1000),
+                    )
+                sent = self._producer.send(self.topic, key=record.task.encode(), value=msgspec.json.encode(record))
                 sent.get(timeout=KAFKA_TIMEOUT_S)
-            finally:
-                producer.close(timeout=KAFKA_TIMEOUT_S)
-        except KafkaError as error:
-            raise BrokerError(f"{self.topic} did not take a record: {type(error).__name__}: {error}") from error
+            except KafkaError as error:
+                raise BrokerError(f"{self.topic} did not take a record: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Ends the connections after a failure, and where nobody keeps them."""
+        try:
+            yield
+        except BaseException:
+            self._close()
+            raise
+        if not self._keeps:
+            self._close()
+
+    def _close(self) -> None:
+        consumer, producer = self._consumer, self._producer
+        self._consumer = self._producer = None
+        if consumer is not None:
+            consumer.close()
+        if producer is not None:
+            producer.close(timeout=KAFKA_TIMEOUT_S)
 
 
 class Writer:

@@ -21,6 +21,7 @@ from schemas.measures import ROLLOUT_STEPS
 from schemas.settings import Settings
 from schemas.status import RolloutStatus, rollout_status_path
 from trainer.fleet import Fleet, can_serve_beside
+from trainer.glance import glance, wait_for_news
 from trainer.guard import Finding, Guard
 from trainer.lease import lease
 from trainer.orders import CommandLog, KafkaCommands, Orders
@@ -53,7 +54,9 @@ def run_rollout(
     newer rollout writes to the first.
     """
     if records is None:
-        records, commands = KafkaRecords(settings), commands or KafkaCommands(settings)
+        with KafkaRecords(settings) as kept:
+            run_rollout(settings, stop=stop, records=kept, commands=commands or KafkaCommands(settings), poll_s=poll_s)
+        return
     with lease(settings.adapters / "rollout.lease", stop) as descriptor:
         if descriptor is None:
             return
@@ -65,14 +68,19 @@ def run_rollout(
         writer = Writer(records, known, epoch)
         webhook = Webhook(settings.webhook)
         tasks = [_TaskRollout(settings, name, writer, webhook, poll_s) for name in settings.tasks]
+        folders = [settings.adapters / name / "promotions" for name in settings.tasks]
         asked = [_Step("commands", poll_s, Orders(settings, commands, webhook).poll)] if commands else []
         try:
             while not stop.is_set():
                 for step in asked:
                     step.run("all")
+                seen = glance(folders)
                 for task in tasks:
                     task.poll()
-                stop.wait(poll_s)
+                wait_for_news(seen, lambda: folders, stop, poll_s)
+                if glance(folders).times != seen.times:
+                    for task in tasks:
+                        task.look_now()
         finally:
             if commands is not None:
                 commands.close()
@@ -119,6 +127,11 @@ class _TaskRollout:
             _Step("switch", poll_s, self._switch_if_wanted),
             _Step("guard", poll_s * LOOK_POLLS, self._watch),
         )
+
+    def look_now(self) -> None:
+        """Lets the next poll see a promotion that has come; what has just failed keeps its pause."""
+        if not self.steps[1].error:
+            self.steps[1].at = 0.0
 
     def poll(self) -> None:
         """Does what is due."""

@@ -45,6 +45,7 @@ from trainer.registry import (
     write_gate,
 )
 from trainer.report import Gated, read_losses, render_page
+from trainer.resident import Resident
 from trainer.sleep import servers_asleep
 from trainer.status import StatusFile
 from trainer.traced import traced_run
@@ -79,6 +80,7 @@ class Runner:
         self.settings, self.task, self.stop, self.webhook = settings, task, stop, webhook
         self.make_engine, self.judge = make_engine or local_engine, judge
         self.base = student_base(settings, task)
+        self.resident = Resident(self.base.path, settings.task(task).trainer.resident_mb)
         self.status = StatusFile(settings, task)
         self.runs = settings.state / "trainer" / "runs" / task
         self.cache: AnswerCache = {}
@@ -215,8 +217,6 @@ class Runner:
         return pinned
 
     def _train(self, pinned: Pinned, folder: Path, trainer: Trainer) -> AdapterManifest:
-        from transformers import AutoTokenizer
-
         from trainer.loop import train_lora  # loads torch; the service idles without it
 
         settings, task, version = self.settings, self.task, pinned.version
@@ -233,17 +233,20 @@ class Runner:
             last_run_ms=pinned.started_ms,
         )
         _refuse_one_class(settings, task, pinned.watermark, trainer.recipe)
-        tokenizer = AutoTokenizer.from_pretrained(self.base.path, local_files_only=True)  # 2
+        pairs = self.resident.pairs(settings.gold)  # 2
+        pairs.begin()
         rows = train_rows(settings.gold, task, pinned.watermark, trainer.recipe)
         rows, contaminated = uncontaminated(rows, settings.gold, task, pinned.watermark, trainer.max_overlap)
         data = training_data(
             rows,
-            tokenizer,
+            pairs.tokenizer,
             trainer,
             context=base_context(self.base.path),
             student_model=settings.task(task).student.model,
             tools=settings.task(task).carry_over.tools,
+            known=pairs,
         )
+        pairs.sweep()
         if contaminated:
             data = data._replace(skipped=data.skipped | {"contaminated": contaminated})
         skipped = ", ".join(f"{n} {reason}" for reason, n in data.skipped.items()) or "none"
@@ -260,6 +263,7 @@ class Runner:
                 base_name=self.base.name,
                 watermark=pinned.watermark,
                 initial=initial,
+                resident=self.resident,
                 progress=self._progress,
             )
         done = (stats.steps, stats.seconds, stats.tokens_per_s, stats.first_loss, stats.last_loss)

@@ -1,7 +1,8 @@
 """The trainer's service: watches the gold set and starts runs, task by task.
 
 `goldstream trainer` runs it; `goldstream trainer once` asks it for one run. A run sees all gold so far (DAgger
-aggregation); an error ends it, and the incumbent keeps serving. Two trainers may watch one registry: the lease of a
+aggregation); an error ends it, and the incumbent keeps serving. What a run needs is prepared while its gold lands
+(trainer.ahead). Two trainers may watch one registry: the lease of a
 task lets one of them at a time work on it.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from schemas.adapters import GateReport
@@ -17,8 +20,10 @@ from schemas.errors import GoldstreamError
 from schemas.gold import Watermark, current_watermark
 from schemas.measures import TRAINER_RUNS
 from schemas.settings import Settings
+from trainer.ahead import Ahead
 from trainer.base import MakeEngine
 from trainer.gate import Judge
+from trainer.glance import glance, gold_folders, wait_for_news
 from trainer.lease import Fence, lease
 from trainer.registry import list_adapters, read_gate
 from trainer.run import Runner, Stopped, would_fail_again
@@ -28,6 +33,7 @@ from trainer.webhook import Webhook
 log = logging.getLogger("goldstream.trainer")
 
 POLL_S = 2.0
+SLICE_S = 0.2  # of preparing the next run, before the next glance
 FIRST_RETRY_S = 60.0
 LAST_RETRY_S = 3600.0
 WEBHOOK_AT_END_S = 30.0
@@ -60,15 +66,24 @@ def run_trainer(
         enabled = [name for name, task in settings.tasks.items() if task.trainer.enabled]
         watchers = [watcher(name) for name in enabled]
         log.info("trainer watches %s", ", ".join(enabled) or "no task: trainer.enabled is off for all")
+        folders = partial(gold_folders, settings.gold)
         while not stop.is_set():
+            seen = glance(folders())
             for one in watchers:
                 with lease(one.lease, stop, wait=False) as held:
                     if held is not None:  # else another trainer is at work on this task: look again later
                         one.poll(held)
-            stop.wait(poll_s)
+            wait_for_news(seen, folders, stop, poll_s, lambda: _prepare([one.ahead for one in watchers]))
         return None
     finally:
         webhook.close(WEBHOOK_AT_END_S if once is not None else 5.0)
+
+
+def _prepare(preparing: Sequence[Ahead]) -> bool:
+    """Goes on preparing the next runs for a moment; tells whether something is left to do."""
+    for one in preparing:
+        one.go_on(SLICE_S)
+    return any(one.busy for one in preparing)
 
 
 class _TaskWatcher:
@@ -85,6 +100,7 @@ class _TaskWatcher:
         self.hopeless: Watermark | None = None  # gold on which a run failed in a way it would fail again
         self.retry_s, self.retry_at = FIRST_RETRY_S, 0.0
         self.resumed = False
+        self.ahead = Ahead(settings, self.task, runner.resident)
 
     def run_now(self, stop: threading.Event) -> GateReport | None:
         """Trains at once, or goes on with a run that was interrupted; waits for another trainer on this task."""
@@ -130,6 +146,7 @@ class _TaskWatcher:
             self.runner.status.tell(state="idle", error=text)
 
     def _poll(self, held: int) -> None:
+        self.runner.resident.forget(self.settings.gold)
         watermark = current_watermark(self.settings.gold)
         if watermark != self.came:
             self.came, self.came_at = watermark, time.monotonic()
@@ -141,11 +158,6 @@ class _TaskWatcher:
         if watermark == self.hopeless:
             return
         trainer, status = self.settings.task(self.task).trainer, self.runner.status
-        if self.waiting_since is not None and not is_quiet(
-            trainer, time.monotonic() - self.came_at, time.monotonic() - self.waiting_since
-        ):
-            return
-        self.waiting_since = None
         if watermark != self.seen:
             line = list_adapters(self.settings.adapters, self.task, self.runner.base_sha256())
             above = line[-1].watermark if line else {}
@@ -153,6 +165,13 @@ class _TaskWatcher:
             self.new = arrivals(self.settings.gold, self.task, above, watermark, strategies=pairs_b)
             self.seen = watermark
             status.tell(state="idle", corrected=len(self.new.corrected_ms))
+        if self.new.rows:
+            self.ahead.want(watermark)
+        if self.waiting_since is not None and not is_quiet(
+            trainer, time.monotonic() - self.came_at, time.monotonic() - self.waiting_since
+        ):
+            return
+        self.waiting_since = None
         last_ms = status.now.last_run_ms or status.now.since_ms
         reason = due(trainer, self.new, last_ms=last_ms, now_ms=int(time.time() * 1000))
         if reason:

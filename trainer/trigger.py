@@ -36,7 +36,7 @@ def arrivals(gold: Path, task: str, above: Mapping[int, int], upto: Watermark, *
     expert who agrees, does not.
     """
     columns = ("case_id", "epoch", "outcome", "split", "corrected", "ended_at", "kafka_partition", "kafka_offset")
-    rows = read_outcomes(gold, columns, task=task, watermark=upto)
+    rows = read_outcomes(gold, columns, task=task, watermark=upto, above=above)
     rows = rows.filter(pc.and_(pc.equal(rows["outcome"], "gold"), pc.equal(rows["split"], "train")))
     places = zip(rows["kafka_partition"].to_pylist(), rows["kafka_offset"].to_pylist(), strict=True)
     rows = rows.filter(pa.array([offset >= above.get(partition, 0) for partition, offset in places], pa.bool_()))

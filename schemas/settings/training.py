@@ -51,6 +51,9 @@ class Trainer(Section, frozen=True):
     gradient_checkpointing: bool = False  # a third more work for a fraction of the memory
     checkpoint_every_s: Annotated[float, Meta(ge=0)] = 300.0  # 0: off, and a killed run begins anew
     processes: Annotated[int, Meta(ge=0)] = 1  # that share a run's batches, one a GPU; 0: as many as there are GPUs
+    # MB of base and tokenised rows that stay in memory between runs, so that a due one starts at once; 0: none, and no
+    # torch before a run is due
+    resident_mb: Annotated[int, Meta(ge=0)] = 1024
     share_gpu: bool = False  # the student's vLLM servers sleep while an adapter is trained
 
 
