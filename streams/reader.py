@@ -20,8 +20,8 @@ from schemas.errors import RecordError
 from schemas.settings import Settings
 from schemas.tracing.context import parent_in
 from streams.mapping import CompiledMapping
-from streams.records import Found, Record
-from streams.shapes.cloudevents import completed, context_of, from_headers, is_structured, structured_data
+from streams.records import Found, Record, complete
+from streams.shapes.cloudevents import context_of, from_headers, is_structured, structured_data
 from streams.shapes.debezium import changed_row, is_debezium, only_column
 from streams.shapes.flywheel import is_flywheel, read_flywheel
 from streams.shapes.helicone import is_helicone, read_helicone
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 Headers = Sequence[tuple[str, bytes | None]]
 
 MAX_DEPTH = 8  # envelopes within envelopes
+_NO_MAGIC = b"\x02"  # bytes in a registry's format begin with less
 
 # In this order: a record of one may hold the tell-tales of those after it.
 _SHAPES: tuple[tuple[str, Callable[[dict[str, Any]], bool], Callable[[dict[str, Any]], Record]], ...] = (
@@ -119,7 +120,7 @@ class _Walk:
                 context |= {"trace_id": parent.trace_id, "traceparent": parent.header}
         if value is None:
             raise RecordError("deleted", "the record is a tombstone")
-        if not value.strip():
+        if value.isspace() or value == b"":
             raise RecordError("empty", "the record has no value")
         named = named_in_headers(headers) if headers else None
         if named is not None:
@@ -129,8 +130,7 @@ class _Walk:
             self._bytes(value, context, 0)
 
     def _bytes(self, value: bytes, context: dict[str, Any], depth: int) -> None:
-        framed = split_magic(value)
-        if framed is not None:
+        if value[:1] < _NO_MAGIC and (framed := split_magic(value)) is not None:
             self.trail += "schema-registry/"
             self._open(self._registry.decode(*framed), context, depth + 1)
         else:
@@ -172,7 +172,7 @@ class _Walk:
         if "specversion" in body and is_structured(body):
             self.trail += "cloudevents/"
             data = structured_data(body)
-            context = context | {name: held for name, held in context_of(body).items() if held}
+            context = context | context_of(body)
             if isinstance(data, bytes):
                 self._bytes(data, context, depth + 1)
             else:
@@ -181,14 +181,14 @@ class _Walk:
             self._spans(body, context)
         elif is_debezium(body):
             self.trail += "debezium/"
-            row, of_event = changed_row(body)
-            self._row(row, context | {name: held for name, held in of_event.items() if held}, depth + 1)
+            row, ts_ms = changed_row(body)
+            self._row(row, context | {"ts_ms": ts_ms} if ts_ms else context, depth + 1)
         else:
             self._call(body, context, depth)
 
     def _row(self, row: dict[str, Any], context: dict[str, Any], depth: int) -> None:
         """Takes a table's row: a call, an envelope, or an outbox with one of these in a column."""
-        known = self._mapping or is_otlp(row) or is_structured(row) or any(fits(row) for _, fits, _ in _SHAPES)
+        known = self._mapping is not None or is_otlp(row) or is_structured(row) or _shape_of(row) is not None
         column = None if known else only_column(row)
         self._open(row if column is None else column, context, depth)
 
@@ -233,19 +233,18 @@ class _Walk:
     def _known(self, body: Any) -> Record:
         if body.__class__ is not dict:
             raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
-        for name, fits, read in _SHAPES:
-            if fits(body):
-                self._shape = name
-                return read(body)
-        raise RecordError("wrong_shape", f"no shape Goldstream reads; its keys are {keys(body)}")
+        shape = _shape_of(body)
+        if shape is None:
+            raise RecordError("wrong_shape", f"no shape Goldstream reads; its keys are {keys(body)}")
+        self._shape, read = shape
+        return read(body)
 
     def _add(self, record: Record | RecordError, context: dict[str, Any] | None = None) -> None:
         if isinstance(record, RecordError):
             self.found.append(Found(self.index, record, self.recognised()))
         else:
             if self.trail or context:
-                more = completed(record, context or {})
-                record = msgspec.structs.replace(record, shape=self.trail + record.shape, **more)
+                complete(record, self.trail + record.shape, context or {})
             self.found.append(Found(self.index, record, record.shape))
         self.index += 1
         self._shape = ""
@@ -255,14 +254,22 @@ class _Walk:
         return (self.trail + self._shape).rstrip("/")
 
 
+def _shape_of(body: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], Record]] | None:
+    for name, fits, read in _SHAPES:
+        if fits(body):
+            return name, read
+    return None
+
+
 _UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_decode = msgspec.json.Decoder().decode
 _UNKNOWN = ("wrong_shape", "no_messages")
 
 
 def parse_json(value: bytes) -> Any:
     """Returns what JSON bytes hold, lines of JSON as an array. Raises RecordError."""
     try:
-        return msgspec.json.decode(value)
+        return _decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _parse_otherwise(value, error)
 

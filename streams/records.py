@@ -6,6 +6,7 @@ Intake admits them as cases.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -48,6 +49,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def tool_calls(self) -> tuple[dict[str, Any], ...]:
         """The tools that the model called."""
         return tuple(call for message in self.completion for call in message.tool_calls or ())
+
+
+def complete(record: Record, shape: str, context: Mapping[str, Any]) -> None:
+    """Writes into a record that nobody else has yet what its envelopes say and it does not say itself.
+
+    A copy would be cleaner and takes ten times as long.
+    """
+    set_field = msgspec.structs.force_setattr
+    set_field(record, "shape", shape)
+    for name, value in context.items():
+        if value and not getattr(record, name):
+            set_field(record, name, value)
 
 
 class Found(msgspec.Struct, frozen=True):

@@ -16,6 +16,8 @@ LONGEST = 512  # of either header; W3C asks that this much of tracestate be kept
 SAMPLED = 1
 
 _FORM = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+_USUAL = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01]")  # as nearly all are, and as we write them
+_IDS = re.compile(r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}")
 _TRACE = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _SPAN = re.compile(r"[0-9a-f]{16}")
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
@@ -49,6 +51,14 @@ def read_traceparent(text: str, state: str = "") -> Parent | None:
     return Parent(found[2], found[3], bool(int(found[4], 16) & SAMPLED), state if len(state) <= LONGEST else "")
 
 
+def header_of(text: str) -> str:
+    """Returns a traceparent as we write it, "" for one that says nothing."""
+    if _USUAL.fullmatch(text):
+        return text
+    parent = read_traceparent(text)
+    return "" if parent is None else parent.header
+
+
 def parent_in(headers: Headers | Mapping[str, bytes | None] | None) -> Parent | None:
     """Returns the context in a Kafka record's headers; None where there is none, or more than one."""
     if not headers:
@@ -75,8 +85,8 @@ def logged_parent(*places: Mapping[str, Any]) -> str:
     that is named without its flags counts as sampled.
     """
     for place in places:
-        if (text := place.get(TRACEPARENT)).__class__ is str and (parent := read_traceparent(text)) is not None:
-            return parent.header
+        if (text := place.get(TRACEPARENT)).__class__ is str and (header := header_of(text)):
+            return header
         if "span_id" in place and (header := joined(place.get("trace_id"), place["span_id"], place.get("trace_flags"))):
             return header
     return ""
@@ -84,15 +94,17 @@ def logged_parent(*places: Mapping[str, Any]) -> str:
 
 def joined(trace_id: Any, span_id: Any, flags: Any = None) -> str:
     """Returns the traceparent of a span that a log names, "" where its ids have another form."""
-    if trace_id.__class__ is not str or span_id.__class__ is not str or not _SPAN.fullmatch(span_id.lower()):
+    if trace_id.__class__ is not str or span_id.__class__ is not str:
         return ""
-    trace, span = trace_of(trace_id), span_id.lower()
-    if not trace or span == _NO_SPAN:
-        return ""
+    ids = f"{trace_id}-{span_id}"
+    if not _IDS.fullmatch(ids):
+        trace, span = trace_of(trace_id), span_id.lower()
+        if not trace or not _SPAN.fullmatch(span) or span == _NO_SPAN:
+            return ""
+        ids = f"{trace}-{span}"
     if isinstance(flags, str):
         flags = int(flags, 16) if re.fullmatch(r"[0-9a-fA-F]{1,2}", flags) else None
-    sampled = not isinstance(flags, int) or bool(flags & SAMPLED)
-    return Parent(trace, span, sampled).header
+    return f"00-{ids}-00" if isinstance(flags, int) and not flags & SAMPLED else f"00-{ids}-01"
 
 
 def trace_of(logged_id: str) -> str:

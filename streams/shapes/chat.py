@@ -36,6 +36,7 @@ _ROLES = {
     "function": "tool",
 }
 _TEXT = ("text", "input_text", "output_text")
+_CALLING = frozenset(("role", "content", "tool_calls"))
 _THINKING = frozenset(("thinking", "redacted_thinking", "reasoning", "reasoning_content"))
 _TOOL_PARTS = frozenset(("tool_use", "tool_call", "tool_result", "tool_call_response", "tool-call", "tool-result"))
 
@@ -57,6 +58,10 @@ def read_messages(raw: Any, where: str = "messages") -> tuple[Message, ...]:
                 check_text(content, where)
             messages.append(Message(role, content))
             asked = asked or (role == "user" and not content.isspace() and content != "")
+        elif role in _PLAIN and "parts" in item and len(item) <= 3 and (content := _said_in_parts(item)) is not None:
+            check_text(content, where)
+            messages.append(Message(role, content))
+            asked = asked or (role == "user" and not content.isspace() and content != "")
         else:
             for message in _message(item, where):
                 if message.content.__class__ is str:
@@ -72,6 +77,13 @@ def read_completion(raw: Any, where: str) -> tuple[Message, ...]:
     """Returns an answer: an assistant's message, a text, or an array of either; nothing where there is none."""
     if not raw:
         return ()
+    if raw.__class__ is list and len(raw) == 1 and raw[0].__class__ is dict and raw[0].get("role") == "assistant":
+        (only,) = raw
+        if len(only) == 2 and only.get("content").__class__ is str:
+            raw = only
+        elif "parts" in only and len(only) <= 3 and (said := _said_in_parts(only)) is not None:
+            check_text(said, where)
+            return (Message("assistant", _spoken(said)),)
     if (
         raw.__class__ is dict
         and (content := raw.get("content")).__class__ is str
@@ -81,6 +93,17 @@ def read_completion(raw: Any, where: str) -> tuple[Message, ...]:
         if _MARK in content or content[:1] in _FIRST:
             check_text(content, where)
         return (Message("assistant", _spoken(content)),)
+    if (
+        raw.__class__ is dict
+        and raw.keys() <= _CALLING
+        and raw.get("role", "assistant") == "assistant"
+        and (calls := raw.get("tool_calls")).__class__ is list
+        and calls
+        and all(call.__class__ is dict and "function" in call for call in calls)  # as chat completions write them
+        and ((said := raw.get("content")) is None or said.__class__ is str)
+    ):
+        check_text(said or "", where)
+        return (Message("assistant", said and _spoken(said), None, calls),)
     if isinstance(raw, str):
         check_text(raw, where)
         return (Message("assistant", _spoken(raw)),)
@@ -107,6 +130,15 @@ def asked_and_answered(messages: tuple[Message, ...]) -> tuple[tuple[Message, ..
     return (messages, ()) if end == len(messages) else (messages[:end], messages[end:])
 
 
+def only_text(parts: list[Any], types: tuple[str, ...] = _TEXT) -> str:
+    """Returns the text of an array of one part, where that is of text; "" for any other."""
+    part = parts[0]
+    if part.__class__ is dict and part.get("type") in types:
+        said = part.get("text")
+        return said if said.__class__ is str else ""
+    return ""
+
+
 def check_text(content: str, where: str) -> None:
     """Raises RecordError for a text that its logger has redacted or cut."""
     if content in _OTHERS:
@@ -126,11 +158,9 @@ def _message(item: dict[str, Any], where: str) -> list[Message]:
         raise RecordError("wrong_type", f"`{where}[].role` is {kind(role)}, expected text")
     role = _ROLES.get(role, role)
     content = item.get("content")
-    if content is None and (parts := item.get("parts")).__class__ is list and len(parts) == 1 and len(item) <= 3:
-        (part,) = parts  # OTLP's usual message: one text
-        if part.__class__ is dict and part.get("type") == "text" and part.get("content").__class__ is str:
-            check_text(part["content"], where)
-            return [Message(role, part["content"])]
+    if "parts" in item and len(item) <= 3 and (said := _said_in_parts(item)) is not None:
+        check_text(said, where)
+        return [Message(role, said)]
     calls = _calls(item, where)
     results: list[Message] = []
     if content is None and role == "assistant" and isinstance(item.get("refusal"), str):
@@ -154,6 +184,17 @@ def _message(item: dict[str, Any], where: str) -> list[Message]:
     if results and not content and not calls:
         return results
     return [*results, Message(role, content, name, calls or None, call_id)]
+
+
+def _said_in_parts(item: dict[str, Any]) -> str | None:
+    """Returns the text of OTLP's usual message, which holds one part; None for any other."""
+    parts = item["parts"]
+    if parts.__class__ is list and len(parts) == 1 and item.get("content") is None:
+        part = parts[0]
+        if part.__class__ is dict and part.get("type") == "text" and part.get("content").__class__ is str:
+            said: str = part["content"]
+            return said
+    return None
 
 
 def _parts(parts: list[Any], where: str, calls: list[dict[str, Any]], results: list[Message]) -> Any:

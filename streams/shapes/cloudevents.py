@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from schemas.errors import RecordError
-from schemas.tracing.context import read_traceparent
-from streams.records import Record
+from schemas.tracing.context import header_of
 from streams.shapes.values import first, kind, time_ms
 
 
@@ -25,8 +24,8 @@ def structured_data(body: dict[str, Any]) -> Any:
         if not isinstance(raw, str):
             raise RecordError("wrong_type", f"`data_base64` is {kind(raw)}, expected text")
         try:
-            return base64.b64decode(raw, validate=True)
-        except (binascii.Error, ValueError):
+            return msgspec.convert(raw, bytes)  # base64; binascii takes seven times as long
+        except msgspec.ValidationError:
             raise RecordError("wrong_type", "`data_base64` is not base64") from None
     if body.get("data") is None:
         raise RecordError("empty", "the event has no data")
@@ -35,11 +34,15 @@ def structured_data(body: dict[str, Any]) -> Any:
 
 def context_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what an event says of its payload, as fields of a record; used where the payload says nothing."""
-    found: dict[str, Any] = {"ts_ms": time_ms(attributes.get("time")), "source": first(attributes.get("source"))}
-    if first(attributes.get("id")):  # unique together with its source, says the specification
-        found["event_id"] = f"{first(attributes.get('source'))}#{first(attributes.get('id'))}"
-    if (parent := read_traceparent(first(attributes.get("traceparent")))) is not None:
-        found |= {"trace_id": parent.trace_id, "traceparent": parent.header}
+    found: dict[str, Any] = {}
+    if ts_ms := time_ms(attributes.get("time")):
+        found["ts_ms"] = ts_ms
+    if source := first(attributes.get("source")):
+        found["source"] = source
+    if event_id := first(attributes.get("id")):  # unique together with its source, says the specification
+        found["event_id"] = f"{source}#{event_id}"
+    if (given := attributes.get("traceparent")).__class__ is str and (header := header_of(given)):
+        found["trace_id"], found["traceparent"] = header[3:35], header
     return found
 
 
@@ -50,8 +53,3 @@ def from_headers(headers: Any) -> dict[str, str]:
         if isinstance(name, str) and name[:3] == "ce_" and value is not None:
             found[name[3:]] = bytes(value).decode("utf-8", "replace")
     return found if "specversion" in found or "id" in found else {}
-
-
-def completed(record: Record, context: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of `context` that a record lacks."""
-    return {name: value for name, value in context.items() if value and not getattr(record, name)}

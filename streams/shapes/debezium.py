@@ -9,6 +9,8 @@ from streams.shapes.values import kind, parsed, text, time_ms
 
 _GONE = {"d": "deletes a row", "t": "truncates the table", "m": "is a message of the log"}
 
+_OPEN = ("{", "[")
+
 
 def is_debezium(body: dict[str, Any]) -> bool:
     """Whether an object is a change event, whole, without its schema, or flattened by Debezium's own transform."""
@@ -18,8 +20,8 @@ def is_debezium(body: dict[str, Any]) -> bool:
     return ("op" in body and ("after" in body or "before" in body)) or "__deleted" in body
 
 
-def changed_row(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (the row after the change, what the event says of it); columns of JSON are parsed.
+def changed_row(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Returns (the row after the change, when it was made in ms, 0 for unknown); columns of JSON are parsed.
 
     Raises RecordError("deleted") for a change that leaves no row.
     """
@@ -27,7 +29,7 @@ def changed_row(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if text(body["__deleted"]) == "true" or body["__deleted"] is True:
             raise RecordError("deleted", "the change event deletes a row")
         row: Any = {name: value for name, value in body.items() if name[:2] != "__"}
-        return _parsed_columns(row), {"ts_ms": time_ms(body.get("__ts_ms") or body.get("__source_ts_ms"))}
+        return _parsed_columns(row), time_ms(body.get("__ts_ms") or body.get("__source_ts_ms"))
     payload = body["payload"] if isinstance(body.get("payload"), dict) and "op" in body["payload"] else body
     op = payload.get("op")
     if isinstance(op, str) and op in _GONE:
@@ -37,7 +39,7 @@ def changed_row(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         raise RecordError("wrong_type", f"`after` of the change event is {kind(row)}, expected an object")
     origin = payload.get("source")
     origin = origin if isinstance(origin, dict) else {}
-    return _parsed_columns(row), {"ts_ms": time_ms(origin.get("ts_ms") or payload.get("ts_ms"))}
+    return _parsed_columns(row), time_ms(origin.get("ts_ms") or payload.get("ts_ms"))
 
 
 def only_column(row: dict[str, Any]) -> Any:
@@ -48,5 +50,5 @@ def only_column(row: dict[str, Any]) -> Any:
 
 def _parsed_columns(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: parsed(value) if isinstance(value, str) and value[:1] in "{[" else value for name, value in row.items()
+        name: parsed(value) if value.__class__ is str and value[:1] in _OPEN else value for name, value in row.items()
     }

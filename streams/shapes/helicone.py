@@ -24,10 +24,11 @@ def read_helicone(body: dict[str, Any]) -> Record:
     status = body.get("response_status")
     if number(status) >= 400 or (isinstance(status, int) and status < 0):
         raise RecordError("failed_call", f"Helicone's response_status is {status}")
-    for name, header in _OMITTED.items():
-        if obj(parsed(body[name])).keys() == {"model"}:
-            raise RecordError("redacted", f"`{name}` holds the model alone; {header} takes the rest out")
-    record = read_halves(body["request_body"], body["response_body"], body, "helicone")
+    halves = {name: parsed(body[name]) for name in _OMITTED}
+    for name, half in halves.items():
+        if half.__class__ is dict and len(half) == 1 and "model" in half:
+            raise RecordError("redacted", f"`{name}` holds the model alone; {_OMITTED[name]} takes the rest out")
+    record = read_halves(halves["request_body"], halves["response_body"], body, "helicone")
     properties = {str(name).lower(): value for name, value in obj(body.get("request_properties")).items()}
     feedback: dict[str, Any] = {}
     if scores := obj(body.get("scores")):

@@ -6,6 +6,7 @@ from typing import Any
 
 from schemas.errors import RecordError
 from streams.records import Record
+from streams.shapes.chat import only_text
 from streams.shapes.openai_chat import read_chat
 from streams.shapes.openai_responses import is_responses, read_responses
 from streams.shapes.values import keys, kind, parsed
@@ -13,11 +14,12 @@ from streams.shapes.values import keys, kind, parsed
 # Where products put the two halves of a call.
 HALVES = (("request", "response"), ("request_body", "response_body"))
 _BARE = ("messages", "choices", "prompt", "instructions", "input")
+_TELL_TALES = frozenset((*_BARE, *(left for left, _ in HALVES)))
 
 
 def is_openai(body: dict[str, Any]) -> bool:
     """Whether an object looks like a call, or holds its two halves."""
-    return any(left in body for left, _ in HALVES) or any(name in body for name in _BARE) or _is_answer(body)
+    return not _TELL_TALES.isdisjoint(body) or _is_answer(body)
 
 
 def read_openai(body: dict[str, Any]) -> Record:
@@ -56,7 +58,10 @@ def _from_anthropic(request: dict[str, Any], response: dict[str, Any]) -> tuple[
     """Returns a call of Anthropic's Messages API as a chat completion."""
     usage = response.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    choice = {"message": {"role": "assistant", "content": response.get("content")}}
+    content = response.get("content")
+    if content.__class__ is list and len(content) == 1:
+        content = only_text(content) or content
+    choice = {"message": {"role": "assistant", "content": content}}
     counts = {"prompt_tokens": usage.get("input_tokens"), "completion_tokens": usage.get("output_tokens")}
     whole = {name: response.get(name) for name in ("id", "model")} | {"usage": counts}
     if isinstance(response.get("error"), dict):

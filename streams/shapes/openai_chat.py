@@ -7,10 +7,15 @@ from typing import Any
 from schemas.case import Message
 from schemas.errors import RecordError
 from schemas.tracing.context import logged_parent
-from streams.records import Record
+from streams.records import Record, complete
 from streams.shapes.chat import asked_and_answered, read_completion, read_messages
 from streams.shapes.streamed import is_chunk, whole_response
 from streams.shapes.values import amount, first, keys, kind, number, obj, params, parsed, text, time_ms, tools
+
+# What may stand beside the two halves, apart from ids and times: these are asked for where the answer has none.
+_TOLD = frozenset(
+    ("trace_id", "traceparent", "span_id", "session_id", "conversation_id", "workload_id", "workload", "user_id")
+)
 
 
 def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str = "openai-chat") -> Record:
@@ -36,30 +41,50 @@ def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], sh
     finish, completion = _first_choice(choices) if choices is not None else ("", ())
     if not completion and choices is None and messages[-1].role == "assistant":
         messages, completion = asked_and_answered(messages)
-    metadata = request.get("metadata")
-    metadata = metadata if metadata.__class__ is dict else {}
     usage = response.get("usage")
     usage = usage if usage.__class__ is dict else {}
     offered = request.get("tools") or _legacy_functions(request.get("functions"))
-    return Record(
+    event_id, created, model, user = (
+        response.get("id"),
+        response.get("created"),
+        response.get("model"),
+        request.get("user"),
+    )
+    record = Record(
         messages=messages,
         completion=completion,
-        event_id=first(response.get("id"), around.get("request_id"), around.get("id"), request.get("id")),
-        ts_ms=time_ms(response.get("created") or around.get("timestamp") or around.get("created_at")),
-        trace_id=first(around.get("trace_id"), metadata.get("trace_id")),
-        traceparent=logged_parent(around, metadata),
-        session_id=first(around.get("session_id"), metadata.get("session_id"), around.get("conversation_id")),
-        workload=first(around.get("workload_id"), around.get("workload"), metadata.get("workload")),
-        user=first(request.get("user"), around.get("user_id"), request.get("safety_identifier")),
-        model=text(response.get("model")) or text(request.get("model")),
+        event_id=event_id if event_id.__class__ is str else first(event_id),
+        ts_ms=time_ms(created) if created else 0,
+        user=user if user.__class__ is str else first(user),
+        model=model if model.__class__ is str and model else text(model) or text(request.get("model")),
         tools=tools(offered) if offered else (),
         params=params(request),
         prompt_tokens=number(usage.get("prompt_tokens")),
         completion_tokens=number(usage.get("completion_tokens")),
         finish_reason=finish,
-        cost_usd=amount(around.get("cost")),
+        cost_usd=amount(around["cost"]) if "cost" in around else None,
         shape=shape,
     )
+    metadata = request.get("metadata")
+    if metadata or not (event_id and created) or "safety_identifier" in request or not _TOLD.isdisjoint(around):
+        told = _told(request, around, metadata if metadata.__class__ is dict else {})
+        if not created:
+            told["ts_ms"] = time_ms(around.get("timestamp") or around.get("created_at"))
+        complete(record, shape, told)
+    return record
+
+
+def _told(request: dict[str, Any], around: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is told of a call beside its two halves, as fields of a record."""
+    get = around.get
+    return {
+        "event_id": first(get("request_id"), get("id"), request.get("id")),
+        "trace_id": first(get("trace_id"), metadata.get("trace_id")),
+        "traceparent": logged_parent(around, metadata),
+        "session_id": first(get("session_id"), metadata.get("session_id"), get("conversation_id")),
+        "workload": first(get("workload_id"), get("workload"), metadata.get("workload")),
+        "user": first(get("user_id"), request.get("safety_identifier")),
+    }
 
 
 def _first_choice(choices: Any) -> tuple[str, tuple[Message, ...]]:

@@ -7,8 +7,10 @@ from typing import Any
 from schemas.errors import RecordError
 from schemas.tracing.context import logged_parent
 from streams.records import Record
-from streams.shapes.chat import read_completion, read_messages
+from streams.shapes.chat import only_text, read_completion, read_messages
 from streams.shapes.values import amount, arguments, first, kind, number, obj, params, parsed, text, time_ms, tools
+
+_TEXTS = ("input_text", "output_text")
 
 
 def is_responses(request: dict[str, Any], response: Any) -> bool:
@@ -72,7 +74,10 @@ def _items(items: Any, where: str) -> list[dict[str, Any]]:
             raise RecordError("wrong_type", f"one of `{where}` is {kind(item)}, expected an object")
         name = item.get("type", "message")
         if name == "message":
-            messages.append({"role": item.get("role", "assistant"), "content": item.get("content")})
+            content = item.get("content")
+            if content.__class__ is list and len(content) == 1:
+                content = only_text(content, _TEXTS) or content
+            messages.append({"role": item.get("role", "assistant"), "content": content})
         elif name == "function_call":
             function = {"name": text(item.get("name")), "arguments": arguments(item.get("arguments"))}
             call = {"id": first(item.get("call_id"), item.get("id")), "type": "function", "function": function}
@@ -86,7 +91,7 @@ def _items(items: Any, where: str) -> list[dict[str, Any]]:
             messages.append({"role": "tool", "tool_call_id": first(item.get("call_id")), "content": result})
         elif name in ("input_image", "input_file", "input_audio", "image_generation_call"):
             raise RecordError("not_text", f"`{where}` holds {name}")
-        elif name in ("input_text", "output_text"):
+        elif name in _TEXTS:
             messages.append({"role": "user" if name == "input_text" else "assistant", "content": [item]})
         # What is left is thinking, or a tool of the vendor's own, whose result the model saw and we do not.
     return messages

@@ -1,6 +1,7 @@
 """OTLP/JSON traces: spans of model calls, by the GenAI conventions of today and before, or by OpenInference.
 
-A message holds many spans, of which most are no model call. streams.shapes.otlp_messages reads the prompts.
+A message holds many spans, of which most are no model call. streams.shapes.otlp_layout knows which attributes hold
+what, streams.shapes.otlp_messages reads the prompts.
 """
 
 from __future__ import annotations
@@ -10,16 +11,13 @@ from typing import Any
 
 from schemas.errors import RecordError
 from schemas.tracing.context import joined
-from streams.records import Found, Record
-from streams.shapes.otlp_messages import Attributes, answered_by, asked_of, numbered_groups, offered_to
+from streams.records import Found, Record, complete
+from streams.shapes.otlp_layout import Attributes, layout_of
+from streams.shapes.otlp_messages import answered_by, asked_of, offered_to
 from streams.shapes.values import amount, first, kind, number, obj, params, time_ms
 
 _MAX_DEPTH = 32
 _CHAT = ("chat", "text_completion", "generate_content", "completion", "message")
-_PARAMS = {
-    f"gen_ai.request.{name}": name
-    for name in ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty", "seed")
-}
 
 
 def is_otlp(body: dict[str, Any]) -> bool:
@@ -60,21 +58,17 @@ class Spans:
 
 def attributes_of(raw: Any) -> Attributes:
     """Returns OTLP's array of {key, value} as an object with plain values."""
-    found: Attributes = {}
-    if raw is None:
-        return found
-    if raw.__class__ is not list:
-        raise RecordError("wrong_type", f"`attributes` is {kind(raw)}, expected an array")
-    for item in raw:
-        if item.__class__ is not dict:
-            raise RecordError("wrong_type", f"one of `attributes` is {kind(item)}, expected an object")
-        key, value = item.get("key"), item.get("value")
-        if key.__class__ is str:
-            if value.__class__ is dict and "stringValue" in value:
-                found[key] = value["stringValue"]
-            else:
-                found[key] = _plain(value, 0)
-    return found
+    if raw.__class__ is list:
+        try:
+            found: Attributes = {
+                item["key"]: value["stringValue"] if "stringValue" in (value := item["value"]) else _plain(value, 0)
+                for item in raw
+            }
+            "".join(found)  # raises for a name that is no text
+            return found
+        except (KeyError, TypeError):
+            pass  # some are not as they should be
+    return _table(_objects(raw, "attributes"), 0) if raw is not None else {}
 
 
 def _plain(value: Any, depth: int) -> Any:
@@ -89,19 +83,26 @@ def _plain(value: Any, depth: int) -> Any:
         held = value["intValue"]
         return int(held) if isinstance(held, str) and held.lstrip("-").isdecimal() and len(held) < 21 else held
     if "kvlistValue" in value:
-        return _table(value["kvlistValue"], depth + 1)
+        return _table(_objects(_values(value["kvlistValue"]), "kvlistValue"), depth + 1)
     if "arrayValue" in value:
-        return [_plain(one, depth + 1) for one in _objects(obj(value["arrayValue"]).get("values") or [], "arrayValue")]
+        return [_plain(one, depth + 1) for one in _objects(_values(value["arrayValue"]), "arrayValue")]
     return next((value[name] for name in ("doubleValue", "boolValue", "bytesValue") if name in value), None)
 
 
-def _table(raw: Any, depth: int) -> dict[str, Any]:
+def _table(pairs: list[dict[str, Any]], depth: int) -> dict[str, Any]:
     table: dict[str, Any] = {}
-    for pair in _objects(obj(raw).get("values") or [], "kvlistValue"):
-        key = pair.get("key")
+    for pair in pairs:
+        key, value = pair.get("key"), pair.get("value")
         if key.__class__ is str:
-            table[key] = _plain(pair.get("value"), depth)
+            if value.__class__ is dict and depth <= _MAX_DEPTH and "stringValue" in value:
+                table[key] = value["stringValue"]
+            else:
+                table[key] = _plain(value, depth)
     return table
+
+
+def _values(raw: Any) -> Any:
+    return (raw if raw.__class__ is dict else obj(raw)).get("values") or []
 
 
 def _convention(attributes: Attributes) -> str:
@@ -122,8 +123,9 @@ def _convention(attributes: Attributes) -> str:
 
 def _read_span(span: dict[str, Any], attributes: Attributes, resource: Attributes, shape: str) -> Record:
     get = attributes.get
-    status = obj(span.get("status")).get("code")
-    if status in (2, "2", "STATUS_CODE_ERROR") or get("error.type"):
+    status = span.get("status")
+    code = (status if status.__class__ is dict else obj(status)).get("code")
+    if code in (2, "2", "STATUS_CODE_ERROR") or get("error.type"):
         raise RecordError("failed_call", "the span's status is an error")
     events: list[tuple[str, Attributes]] = []
     if span.get("events"):
@@ -131,42 +133,34 @@ def _read_span(span: dict[str, Any], attributes: Attributes, resource: Attribute
             events.append((first(event.get("name")), attributes_of(event.get("attributes"))))
     finish = get("gen_ai.response.finish_reasons")
     finish = finish[0] if isinstance(finish, list) and finish else finish
-    numbered = {} if "gen_ai.input.messages" in attributes else numbered_groups(attributes)
+    layout = layout_of(attributes)
+    numbered = {} if "gen_ai.input.messages" in attributes else layout.groups(attributes)
     completion, said_finish = answered_by(attributes, events, numbered)
+    told: dict[str, Any] = {field: first(*[attributes[name] for name in names]) for field, names in layout.names}
+    for field, names in layout.counts:
+        told[field] = number(next((value for name in names if (value := attributes[name]) is not None), None))
+    given = {param: attributes[name] for param, name in layout.params if attributes[name] is not None}
+    if "llm.invocation_parameters" in attributes:
+        given |= params(obj(attributes["llm.invocation_parameters"]))
+    cost = get("gen_ai.usage.cost")
     trace_id, span_id = first(span.get("traceId")), first(span.get("spanId"))
-    given = {name: value for key, name in _PARAMS.items() if (value := get(key)) is not None}
-    if stops := get("gen_ai.request.stop_sequences"):
-        given["stop"] = stops
-    if invocation := get("llm.invocation_parameters"):
-        given |= params(obj(invocation))
-    return Record(
+    record = Record(
         messages=asked_of(attributes, events, numbered),
         completion=completion,
-        event_id=first(get("gen_ai.response.id")) or (f"{trace_id}:{span_id}" if trace_id and span_id else ""),
         ts_ms=time_ms(span.get("startTimeUnixNano")),
         source=first(resource.get("service.name")),
         trace_id=trace_id,
         traceparent=joined(trace_id, span_id, span.get("flags")),
-        session_id=first(get("gen_ai.conversation.id"), get("session.id")),
-        workload=first(get("gen_ai.agent.name"), get("workload"), get("gen_ai.prompt.name")),
-        user=first(get("user.id"), get("enduser.id")),
-        model=first(get("gen_ai.response.model"), get("gen_ai.request.model"), get("llm.model_name")),
         tools=offered_to(attributes, numbered),
         params=given,
-        prompt_tokens=number(
-            _any(get, "gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt")
-        ),
-        completion_tokens=number(
-            _any(get, "gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion")
-        ),
         finish_reason=first(finish, said_finish, get("llm.finish_reason")),
-        cost_usd=amount(_any(get, "gen_ai.usage.cost", "llm.cost.total")),
+        cost_usd=amount(cost if cost is not None else get("llm.cost.total")),
         shape=shape,
+        **told,
     )
-
-
-def _any(get: Any, *names: str) -> Any:
-    return next((value for name in names if (value := get(name)) is not None), None)
+    if not record.event_id and trace_id and span_id:
+        complete(record, shape, {"event_id": f"{trace_id}:{span_id}"})
+    return record
 
 
 def _objects(raw: Any, where: str) -> list[dict[str, Any]]:

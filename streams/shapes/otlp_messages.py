@@ -7,27 +7,18 @@ numbered `llm.input_messages`; `input.value`; and the events that the GenAI conv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from schemas.case import Message
 from schemas.errors import RecordError
 from streams.shapes.chat import read_completion, read_messages
+from streams.shapes.otlp_layout import Attributes, Groups
 from streams.shapes.values import first, parsed, tools
 
-Attributes = dict[str, Any]
 Events = Sequence[tuple[str, Attributes]]  # of a span, in their order
 
-Groups = dict[str, dict[int, dict[str, Any]]]  # prefix -> number -> object
-
-_PREFIXES = (
-    "gen_ai.prompt.",
-    "gen_ai.completion.",
-    "llm.input_messages.",
-    "llm.output_messages.",
-    "llm.tools.",
-    "llm.request.functions.",
-)
+_MAY_BE_JSON = ("{", "[", '"', " ", "\n", "")
+_PLAIN = frozenset(("role", "content", "finish_reason"))
 _DETAILS = "gen_ai.client.inference.operation.details"
 _ROLE_EVENTS = {
     "gen_ai.system.message": "system",
@@ -39,18 +30,17 @@ _ROLE_EVENTS = {
 
 def asked_of(attributes: Attributes, events: Events, groups: Groups) -> tuple[Message, ...]:
     """Returns the prompt of a call; raises RecordError where the span holds none."""
-    for held in (attributes, *_named(events, _DETAILS)):
+    for held in _first_and(attributes, events, _DETAILS):
         raw = parsed(held.get("gen_ai.input.messages"))
         if raw is not None:
             if isinstance(raw, list):
                 raw = [*_instructions(held), *raw]
             return read_messages(raw, "gen_ai.input.messages")
     for prefix in ("gen_ai.prompt.", "llm.input_messages."):
-        numbered = _numbered(groups, prefix)
+        numbered = groups.get(prefix)
         if numbered:
             return read_messages([_flat(one) for one in numbered], prefix.rstrip("."))
-    by_event = _by_event(events)
-    if by_event:
+    if events and (by_event := _by_event(events)):
         return read_messages(by_event, "events")
     for held in (*_named(events, "gen_ai.content.prompt"), attributes):
         value = parsed(next((held[name] for name in ("gen_ai.prompt", "input.value") if held.get(name)), None))
@@ -66,14 +56,14 @@ def asked_of(attributes: Attributes, events: Events, groups: Groups) -> tuple[Me
 
 def answered_by(attributes: Attributes, events: Events, groups: Groups) -> tuple[tuple[Message, ...], str]:
     """Returns (answer, finish reason) of a call; nothing where the span holds none."""
-    for held in (attributes, *_named(events, _DETAILS)):
+    for held in _first_and(attributes, events, _DETAILS):
         raw = parsed(held.get("gen_ai.output.messages"))
         if raw:
             one = raw[:1] if isinstance(raw, list) else raw  # more would be other choices
             finish = raw[0].get("finish_reason") if isinstance(raw, list) and isinstance(raw[0], dict) else ""
             return read_completion(one, "gen_ai.output.messages"), first(finish)
     for prefix in ("gen_ai.completion.", "llm.output_messages."):
-        numbered = _numbered(groups, prefix)
+        numbered = groups.get(prefix)
         if numbered:
             return read_completion(_flat(numbered[0]), prefix.rstrip(".")), first(numbered[0].get("finish_reason"))
     for choice in _named(events, "gen_ai.choice"):
@@ -96,7 +86,7 @@ def offered_to(attributes: Attributes, groups: Groups) -> tuple[dict[str, Any], 
     """Returns the tools that the call offered."""
     raw = attributes.get("gen_ai.tool.definitions")
     if raw is None:
-        numbered = _numbered(groups, "llm.tools.") or _numbered(groups, "llm.request.functions.")
+        numbered = groups.get("llm.tools.") or groups.get("llm.request.functions.") or []
         raw = [parsed(_inner(one, "tool").get("json_schema", one)) for one in numbered]
     return tools(raw)
 
@@ -110,54 +100,12 @@ def _instructions(attributes: Attributes) -> list[dict[str, Any]]:
     return [{"role": "system", "parts": raw if isinstance(raw, list) else [raw]}]
 
 
-def numbered_groups(attributes: Attributes) -> Groups:
-    """Returns attributes such as gen_ai.prompt.0.role as objects, by prefix and number."""
-    groups: Groups = {}
-    for name, value in attributes.items():
-        place = _place(name)
-        if place is not None:
-            prefix, number, path = place
-            group = groups.get(prefix)
-            if group is None:
-                group = groups[prefix] = {}
-            held = group.get(number)
-            if held is None:
-                held = group[number] = {}
-            if len(path) == 1:
-                held[path[0]] = value
-            else:
-                _put(held, path, value)
-    return groups
-
-
-@lru_cache(maxsize=4096)  # every span has the same names
-def _place(name: str) -> tuple[str, int, tuple[str, ...]] | None:
-    if not name.startswith(_PREFIXES):
-        return None
-    prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
-    number, _, rest = name[len(prefix) :].partition(".")
-    if not rest or not number.isdecimal() or len(number) > 5:
-        return None
-    return prefix, int(number), tuple(rest.split("."))
-
-
-def _numbered(groups: Groups, prefix: str) -> list[dict[str, Any]]:
-    group = groups.get(prefix, {})
-    return [group[number] for number in sorted(group)]
-
-
-def _put(table: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1][:16]:
-        inner = table.get(name)
-        if not isinstance(inner, dict):
-            inner = table[name] = {}
-        table = inner
-    table[path[-1]] = value
-
-
 def _flat(numbered: dict[str, Any]) -> dict[str, Any]:
     """Returns one numbered message as a chat message."""
     message = _inner(numbered, "message")
+    said = message.get("content")
+    if said.__class__ is str and said[:1] not in _MAY_BE_JSON and "role" in message and message.keys() <= _PLAIN:
+        return {"role": message["role"], "content": said}
     found: dict[str, Any] = {
         name: message.get(name) for name in ("role", "content", "name", "tool_call_id") if name in message
     }
@@ -181,7 +129,7 @@ def _flat(numbered: dict[str, Any]) -> dict[str, Any]:
 
 def _inner(table: dict[str, Any], name: str) -> dict[str, Any]:
     inner = table.get(name)
-    return inner if isinstance(inner, dict) else table
+    return inner if inner.__class__ is dict else table
 
 
 def _in_order(numbered: Any) -> list[dict[str, Any]]:
@@ -191,7 +139,11 @@ def _in_order(numbered: Any) -> list[dict[str, Any]]:
 
 
 def _named(events: Events, name: str) -> list[Attributes]:
-    return [attributes for given, attributes in events if given == name]
+    return [attributes for given, attributes in events if given == name] if events else []
+
+
+def _first_and(attributes: Attributes, events: Events, name: str) -> list[Attributes]:
+    return [attributes, *_named(events, name)] if events else [attributes]
 
 
 def _by_event(events: Events) -> list[dict[str, Any]]:

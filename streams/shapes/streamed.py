@@ -9,6 +9,8 @@ import msgspec
 from schemas.errors import RecordError
 from streams.shapes.values import kind
 
+_decode_lines = msgspec.json.Decoder().decode_lines
+
 
 def whole_response(response: Any) -> Any:
     """Returns a response as one object: chunks in an array or as text/event-stream are put together.
@@ -37,15 +39,11 @@ def is_chunk(body: Any) -> bool:
 
 
 def _events(stream: str) -> list[Any]:
-    pieces = []
-    for line in stream.splitlines():
-        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-        if data and data != "[DONE]":
-            try:
-                pieces.append(msgspec.json.decode(data))
-            except (msgspec.DecodeError, UnicodeError, RecursionError):
-                raise RecordError("not_json", "an event of the streamed answer is not JSON") from None
-    return pieces
+    held = [line[5:].strip() for line in stream.splitlines() if line[:5] == "data:"]
+    try:
+        return _decode_lines("\n".join([data for data in held if data and data != "[DONE]"]))
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise RecordError("not_json", "an event of the streamed answer is not JSON") from None
 
 
 def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -82,21 +82,25 @@ def amount(value: Any) -> float | None:
 
 def time_ms(value: Any) -> int:
     """Returns a time as ms since 1970, from s, ms, us or ns since then or ISO 8601; 0 for what is none."""
-    if value.__class__ is int and 0 < value < _YEAR_3000_S:
-        return int(value) * 1000
     if isinstance(value, str):
         if not value or len(value) > 40:
             return 0
-        if value.isascii() and value.replace(".", "", 1).isdigit():
-            value = float(value) if "." in value else int(value)
+        if value.isascii() and value.isdigit():
+            value = int(value)
+        elif value.isascii() and value.replace(".", "", 1).isdigit():
+            value = float(value)
         else:
             try:
-                moment = datetime.fromisoformat(value)
+                value = datetime.fromisoformat(value)
             except ValueError:
                 return 0
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            return max(int(moment.timestamp() * 1000), 0)
-    if isinstance(value, datetime):  # Avro's
+    if value.__class__ is int and 0 < value < _YEAR_3000_S * 10**9:
+        if value < _YEAR_3000_S:
+            return int(value) * 1000
+        if value < _YEAR_3000_S * 10**3:
+            return int(value)
+        return int(value) // (10**3 if value < _YEAR_3000_S * 10**6 else 10**6)
+    if isinstance(value, datetime):  # Avro's too
         return max(int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000), 0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         return 0
@@ -108,7 +112,7 @@ def time_ms(value: Any) -> int:
 
 def params(source: dict[str, Any]) -> dict[str, Any]:
     """Returns the parameters of a call that are worth keeping."""
-    return {name: value for name, value in source.items() if name in _PARAMS and value is not None}
+    return {name: source[name] for name in source if name in _PARAMS and source[name] is not None}
 
 
 def tools(value: Any) -> tuple[dict[str, Any], ...]:
