@@ -19,7 +19,7 @@ SET VARIABLE compacted = getvariable('columns');
 -- The newest manifest: the compacted files, and of each partition the offset from which on landing files count.
 CREATE OR REPLACE VIEW manifest AS
 SELECT * FROM read_json(
-    getvariable('gold') || '/manifests/*.json',
+    getvariable('gold') || '/manifests/**',
     columns = {number: 'BIGINT', created_ms: 'BIGINT', watermark: 'MAP(VARCHAR, BIGINT)',
                files: 'STRUCT(name VARCHAR, "rows" BIGINT, bytes BIGINT, sha256 VARCHAR, facts VARCHAR)[]'})
 ORDER BY number DESC LIMIT 1;
@@ -27,26 +27,28 @@ ORDER BY number DESC LIMIT 1;
 -- Every row on disk, and so the forgotten ones until the next compaction. Only the audit asks it.
 --
 -- One query sees one manifest: the folder of manifests is listed first, since `newest` is named first, and the files
--- that it names are there when theirs are listed. Compaction removes files only a grace period after the manifest
--- that no longer has them; a query that is slower than that fails, and never counts a row twice or not at all.
+-- that it names are there when theirs are listed. What compaction has superseded is a symbolic link for a grace
+-- period before it goes: `**` does not list these, and a query that has listed the file before can still open it. One
+-- that is slower than that fails, and never counts a row twice or not at all.
 CREATE OR REPLACE VIEW stored AS
 WITH newest AS MATERIALIZED (FROM manifest),
 named AS (
     SELECT coalesce(found.file, error('compacted file ' || wanted.name || ' is gone: run the query again')) AS file
     FROM (SELECT unnest(files).name AS name FROM newest) AS wanted
     LEFT JOIN glob(getvariable('compacted')) AS found ON parse_filename(found.file) = parse_filename(wanted.name)
+        AND ends_with(found.file, wanted.name)
 ),
 ends AS (SELECT unnest(map_keys(watermark))::INT AS part, unnest(map_values(watermark)) AS watermark FROM newest),
-listed AS (
-    SELECT file, name[1:5]::INT AS part, name[7:26]::BIGINT AS start
-    FROM (SELECT file, parse_filename(file) AS name FROM glob(getvariable('landing')))
-    WHERE regexp_full_match(name, '\d{5}-\d{20}\.parquet')
+starts AS (
+    SELECT parse_filename(file)[1:5]::INT AS part, parse_filename(file)[7:26]::BIGINT AS start
+    FROM glob(getvariable('landing'))
+    WHERE regexp_matches(file, '/p=\d{5}/\d{5}-\d{20}\.parquet$')
 ),
-fresh AS (
-    SELECT CASE WHEN start > watermark AND start = min(start) OVER (PARTITION BY part)
-                THEN error('landing files below ' || file || ' are gone: run the query again') ELSE file END AS file
-    FROM listed LEFT JOIN ends USING (part)
-    WHERE start >= coalesce(watermark, 0)
+superseded AS (
+    SELECT part, CASE WHEN min(start) FILTER (start >= watermark) > watermark
+        THEN error('landing files of partition ' || part || ' are gone: run the query again') ELSE watermark END AS below
+    FROM ends LEFT JOIN starts USING (part)
+    GROUP BY part, watermark
 )
 SELECT 0::INT AS schema_version FROM newest WHERE false
 UNION ALL BY NAME
@@ -55,10 +57,13 @@ SELECT * FROM read_parquet(
     allow_empty = true)
 WHERE filename IN (SELECT file FROM named)
 UNION ALL BY NAME
-SELECT * FROM read_parquet(
+SELECT landing.* FROM read_parquet(
     [getvariable('columns'), getvariable('landing')], union_by_name = true, hive_partitioning = false,
-    allow_empty = true)
-WHERE filename IN (SELECT file FROM fresh);
+    allow_empty = true) AS landing
+ANTI JOIN superseded  -- by the name of the row's file: of what was listed once, nothing is left out by listing again
+  ON TRY_CAST(parse_filename(landing.filename)[1:5] AS INT) = superseded.part
+ AND TRY_CAST(parse_filename(landing.filename)[7:26] AS BIGINT) < superseded.below
+WHERE regexp_matches(landing.filename, '/p=\d{5}/\d{5}-\d{20}\.parquet$');
 
 -- What is forgotten: keyed hashes of users, traces, sessions and cases, and the places of the rows that means.
 CREATE OR REPLACE VIEW forgotten AS
@@ -149,5 +154,5 @@ FROM outcomes
 GROUP BY ALL
 ORDER BY ALL;
 
-SET VARIABLE landing = getvariable('gold') || '/landing/p=*/*.parquet';
-SET VARIABLE compacted = getvariable('gold') || '/data/*/*/*/*.parquet';
+SET VARIABLE landing = getvariable('gold') || '/landing/p=*/**';
+SET VARIABLE compacted = getvariable('gold') || '/data/*/*/*/**';

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,10 +39,12 @@ POINTS = [
     "compact.after_files",
     "compact.before_manifest",
     "compact.after_manifest",
-    "compact.after_manifest_removal",
-    "compact.after_landing_removal",
-    "compact.after_landing_removal:2",
-    "compact.after_file_removal",
+    "compact.after_aside",
+    "compact.after_aside:4",
+    "compact.after_link_aside",
+    "compact.after_link_aside:5",
+    "compact.after_link_removal",
+    "compact.after_link_removal:6",
 ]
 _COMPACT = """
 import sys
@@ -85,6 +88,11 @@ def data_files(gold: Path) -> list[str]:
 
 def landing_files(gold: Path) -> int:
     return len(list(gold.glob("landing/p=0*/*.parquet")))
+
+
+def listed(gold: Path, folder: str) -> int:
+    """Returns how many files a plain client finds."""
+    return int(plainly(gold, f"SELECT count(*) FROM glob('{gold}/{folder}/**')")[0][0])
 
 
 def forget(gold: Path, *keys: Forgetting) -> None:
@@ -187,6 +195,7 @@ def test_a_kill_at_any_point_changes_nothing_for_readers_and_the_next_run_goes_o
     assert data_files(gold) == sorted(file.name for file in latest_manifest(gold).files)
     assert (landing_files(gold), len(manifest_numbers(gold))) == (0, 1)
     assert [path.name for path in (gold / "tmp").iterdir()] == ["compaction.lock"]
+    assert not list((gold / "superseded").iterdir())
 
 
 def test_the_second_of_two_compactions_is_fenced(gold: Path) -> None:
@@ -251,17 +260,60 @@ def test_nothing_new_publishes_nothing(gold: Path) -> None:
     assert compact(gold, Gold(), dry_run=True).landing_files == 0
 
 
-def test_superseded_files_and_manifests_stay_for_the_grace_period(gold: Path) -> None:
-    compact(gold, Gold(), now_ms=1_000_000_000_000)
+def test_superseded_files_stay_for_the_grace_period_and_as_long_again_for_whoever_has_listed_them(gold: Path) -> None:
+    start_ms = 1_000_000_000_000
+    compact(gold, Gold(), now_ms=start_ms)
     first = data_files(gold)
     land(gold, [ended(40)])
-    compact(gold, Gold(merge_files=2), now_ms=1_000_000_200_000)
-    assert (manifest_numbers(gold), landing_files(gold)) == ([0, 1, 2], 5)
-    report = compact(gold, Gold(), now_ms=1_000_000_301_000)  # manifest 0 was superseded 301 s ago, manifest 1 101 s
-    assert (manifest_numbers(gold), report.removed.landing, landing_files(gold)) == ([1, 2], 4, 1)
+    compact(gold, Gold(merge_files=2), now_ms=start_ms + 200_000)
+    assert (manifest_numbers(gold), landing_files(gold), listed(gold, "landing/p=0*")) == ([0, 1, 2], 5, 5)
+    report = compact(gold, Gold(), now_ms=start_ms + 301_000)  # manifest 0 has gone, and what only it needed is aside
+    assert (manifest_numbers(gold), report.removed.manifests, report.removed.landing) == ([1, 2], 1, 0)
+    assert (landing_files(gold), listed(gold, "landing/p=0*"), listed(gold, "manifests")) == (5, 1, 1)
+    report = compact(gold, Gold(), now_ms=start_ms + 502_000)
+    assert (manifest_numbers(gold), listed(gold, "landing/p=0*")) == ([2], 0)
     assert set(first) <= set(data_files(gold))
-    report = compact(gold, Gold(), now_ms=1_000_000_501_000)
-    assert (manifest_numbers(gold), report.removed.landing, landing_files(gold)) == ([2], 1, 0)
+    report = compact(gold, Gold(), now_ms=start_ms + 602_000)
+    assert (report.removed.landing, landing_files(gold)) == (4, 1)
+    report = compact(gold, Gold(), now_ms=start_ms + 803_000)
+    assert (report.removed.landing, landing_files(gold)) == (1, 0)
+    assert data_files(gold) == sorted(file.name for file in latest_manifest(gold).files)
+
+
+def test_a_file_put_aside_is_listed_no_more_and_still_opened_by_its_name(gold: Path) -> None:
+    (before,) = plainly(gold, f"SELECT list(file) FROM glob('{gold}/landing/p=0*/**')")[0]
+    opened = f"SELECT case_id FROM read_parquet({before}) ORDER BY ALL"
+    rows = plainly(gold, opened)
+    compact(gold, Gold(), now_ms=1_000_000_000_000)
+    compact(gold, Gold(), now_ms=1_000_000_301_000)
+    assert listed(gold, "landing/p=0*") == 0
+    assert plainly(gold, opened) == rows
+    moved = gold.rename(gold.with_name("moved"))
+    assert plainly(moved, opened.replace(str(gold), str(moved))) == rows
+    compact(moved, Gold(), now_ms=1_000_000_602_000)
+    assert landing_files(moved) == 0
+
+
+def test_what_a_power_cut_left_of_a_file_put_aside_is_cleaned_away(gold: Path) -> None:
+    compact(gold, Gold(), now_ms=1_000_000_000_000)
+    compact(gold, Gold(), now_ms=1_000_000_301_000)
+    shutil.rmtree(gold / "superseded")
+    before = everything(gold)
+    compact(gold, Gold(), now_ms=1_000_000_302_000)
+    assert (landing_files(gold), manifest_numbers(gold)) == (0, [1])
+    assert everything(gold) == before
+
+
+def test_copies_beside_the_files_that_hold_are_not_counted(gold: Path) -> None:
+    compact(gold, Gold())
+    land(gold, [ended(60)])
+    landing, data = read_chain(gold, 0)[-1].path, gold / latest_manifest(gold).files[0].name
+    before = plainly(gold, "FROM landed ORDER BY ALL")
+    for path in (landing, data):
+        (path.parent / "copy").mkdir()
+        shutil.copy(path, path.parent / "copy")
+        shutil.copy(path, path.with_suffix(".bak"))
+    assert plainly(gold, "FROM landed ORDER BY ALL") == before
 
 
 def test_forgotten_rows_lose_their_text_in_all_files_that_hold(gold: Path) -> None:

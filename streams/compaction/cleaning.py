@@ -1,4 +1,4 @@
-"""Removes what no reader can be reading any more: manifests past their grace period, then the files only they named."""
+"""Removes what no reader can be reading any more: superseded manifests, then the files only they named."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from schemas.faults import crash_point
 from schemas.gold import landing_folder, landing_name, landing_partitions, landing_starts
 from schemas.manifests import Manifest, manifest_numbers, manifest_path, read_manifest_file
+from streams.compaction.aside import oldest_aside_ms, put_aside, remove_aside
 from streams.compaction.rewrite import TEMP
 from streams.durable import remove_stale_temp_files
 
@@ -24,53 +24,56 @@ class Removed(msgspec.Struct):
 
 
 def clean(gold: Path, grace_s: float, *, now_ms: int) -> Removed:
-    """Removes superseded files; call it under the compaction lock.
+    """Puts superseded files aside, and removes them a grace period later; call it under the compaction lock.
 
-    1. Manifests that were superseded longer ago than the grace period, the oldest first.
-    2. Landing files below the watermark of the oldest manifest left.
-    3. Compacted files that no manifest left names, once they are as old: also what a killed compaction left behind.
+    1. Put aside all manifests but the newest: a query that begins does not list them.
+    2. Remove what was put aside a grace period ago.
+    3. Put aside what no manifest left names: landing files below the watermark of the oldest one, and compacted files,
+       also what a killed compaction left behind. Whoever listed such a manifest has listed its files by now, or fails
+       to open it.
 
     Killed anywhere, the next call goes on: what is removed is found from what is left.
     """
     removed = Removed()
     remove_stale_temp_files(gold / "tmp", TEMP)
-    kept = [read_manifest_file(gold, number) for number in manifest_numbers(gold)]
     # 1. Manifests
-    while len(kept) > 1 and _past(kept[1].created_ms, grace_s, now_ms):
-        manifest_path(gold, kept.pop(0).number).unlink(missing_ok=True)
-        crash_point("compact.after_manifest_removal")
-        removed.manifests += 1
-    # 2. Landing files
+    for number in manifest_numbers(gold)[:-1]:
+        put_aside(gold, manifest_path(gold, number), now_ms)
+    # 2. Remove
+    _remove(gold, grace_s, now_ms, removed)
+    # 3. Files
+    kept = [read_manifest_file(gold, number) for number in manifest_numbers(gold)]
     if kept:
-        if _past(kept[0].created_ms, grace_s, now_ms):
-            removed.landing = _remove_landing(gold, kept[0])
-        # 3. Compacted files
-        removed.files = _remove_unnamed(gold, kept, grace_s)
+        if now_ms - kept[0].created_ms >= grace_s * 1000:  # a gold set of before there were manifests has no older one
+            _put_landing_aside(gold, kept[0], now_ms)
+        _put_unnamed_aside(gold, kept, grace_s, now_ms)
+    if grace_s == 0:
+        _remove(gold, grace_s, now_ms, removed)
     return removed
 
 
-def _remove_landing(gold: Path, manifest: Manifest) -> int:
-    removed = 0
+def next_at_ms(gold: Path, grace_s: float) -> float | None:
+    """Returns from when on there is something to remove; None where there is nothing."""
+    oldest_ms = oldest_aside_ms(gold)
+    return None if oldest_ms is None else oldest_ms + grace_s * 1000
+
+
+def _remove(gold: Path, grace_s: float, now_ms: int, removed: Removed) -> None:
+    for name in remove_aside(gold, grace_s, now_ms):
+        kind = {"manifests": "manifests", "landing": "landing"}.get(name.partition("/")[0], "files")
+        setattr(removed, kind, getattr(removed, kind) + 1)
+
+
+def _put_landing_aside(gold: Path, manifest: Manifest, now_ms: int) -> None:
     for partition in landing_partitions(gold):
         end = manifest.watermark.get(partition, 0)
         for start in landing_starts(gold, partition):
             if start < end:
-                (landing_folder(gold, partition) / landing_name(partition, start)).unlink(missing_ok=True)
-                crash_point("compact.after_landing_removal")
-                removed += 1
-    return removed
+                put_aside(gold, landing_folder(gold, partition) / landing_name(partition, start), now_ms)
 
 
-def _remove_unnamed(gold: Path, kept: Iterable[Manifest], grace_s: float) -> int:
+def _put_unnamed_aside(gold: Path, kept: Iterable[Manifest], grace_s: float, now_ms: int) -> None:
     named = {name for manifest in kept for file in manifest.files for name in (file.name, file.facts)}
-    removed = 0
     for path in sorted([*(gold / "data").rglob("*.parquet"), *(gold / "facts").glob("*.parquet")]):
-        if path.relative_to(gold).as_posix() not in named and time.time() - path.stat().st_mtime >= grace_s:
-            path.unlink(missing_ok=True)
-            crash_point("compact.after_file_removal")
-            removed += 1
-    return removed
-
-
-def _past(then_ms: int, grace_s: float, now_ms: int) -> bool:
-    return now_ms - then_ms >= grace_s * 1000
+        if path.relative_to(gold).as_posix() not in named and time.time() - path.lstat().st_mtime >= grace_s:
+            put_aside(gold, path, now_ms)

@@ -16,12 +16,13 @@ from schemas.errors import Fenced, GoldstreamError
 from schemas.gold import landing_folder, landing_name, landing_partitions, landing_starts
 from schemas.manifests import latest_manifest
 from schemas.settings.gold import Gold
+from streams.compaction.cleaning import next_at_ms
 from streams.compaction.plan import why_due
 
 log = logging.getLogger("goldstream.sink")
 
 _LOOK_EVERY_S = 5.0
-_CLEAN_EVERY_S = 300.0  # what was superseded is removed by then, whether or not anything new has landed
+_AFTER_FAILURE_S = 60.0
 _NICENESS = 10
 _STOP_S = 10.0
 
@@ -32,7 +33,6 @@ class Keeper:
     def __init__(self, gold: Path, settings: Gold, clock: Callable[[], float] = time.monotonic) -> None:
         self._gold, self._settings, self._clock = gold, settings, clock
         self._next = clock() + _LOOK_EVERY_S
-        self._clean_at = clock() + _CLEAN_EVERY_S
         self._process: subprocess.Popen[bytes] | None = None
 
     def tick(self) -> None:
@@ -45,13 +45,15 @@ class Keeper:
                 return
             if self._process.returncode > 0:
                 log.warning("compaction ended with %d; its own lines say why", self._process.returncode)
+                self._next = self._clock() + _AFTER_FAILURE_S
+                self._process = None
+                return
             self._process = None
         why = due(self._gold, self._settings)
-        if why is None and self._clock() >= self._clean_at and latest_manifest(self._gold).number:
+        if why is None and _past_grace(self._gold, self._settings):
             why = "files past their grace period"
         if why is not None:
             log.info("compaction is due: %s", why)
-            self._clean_at = self._clock() + _CLEAN_EVERY_S
             self._process = start(self._gold, self._settings)
 
     def stop(self) -> None:
@@ -77,6 +79,11 @@ def due(gold: Path, settings: Gold) -> str | None:
     ]
     oldest_s = max((time.time() - path.stat().st_mtime for path in paths), default=0.0)
     return why_due(len(paths), oldest_s, settings)
+
+
+def _past_grace(gold: Path, settings: Gold) -> bool:
+    at_ms = next_at_ms(gold, settings.grace_s)
+    return at_ms is not None and time.time() * 1000 >= at_ms
 
 
 def start(gold: Path, settings: Gold) -> subprocess.Popen[bytes]:
