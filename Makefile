@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 JARS := deploy/kafka/libs/.complete
 TRL := .goldstream/bench-trl
 PRESIDIO := .goldstream/presidio
+COMMA := ,
+CHAIN := $(if $(filter chain,$(or $(subst $(COMMA), ,$(ONLY)),chain)),.goldstream/bench-distilabel/.ready .goldstream/bench-curator/.ready)
 UNPACKED := .goldstream/prometheus/usr/bin/prometheus
 PROMETHEUS ?= $(or $(shell command -v prometheus),$(UNPACKED))
 
@@ -32,7 +34,7 @@ check: setup ## ruff, mypy --strict, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: setup kafka ## The table of ratios against what a user would pick instead; JSON=FILE, ONLY=row,row
+bench: setup kafka $(CHAIN) ## The table of ratios against what a user would pick instead; JSON=FILE, ONLY=row,row
 	@PYTHONPATH=tests $(BIN)/python -m bench $(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY))
 
 bench-gold: setup ## The gold set with a million rows: queries, compaction, the sink's writing; JSON=FILE writes the figures
@@ -86,6 +88,13 @@ $(TRL)/.ready: $(READY)
 		> $$($(TRL)/bin/python -c 'import site; print(site.getsitepackages()[0])')/goldstream.pth
 	@grep -v '^fsspec=' deploy/constraints.txt > $(TRL)/constraints.txt # datasets asks for an older one
 	@$(TRL)/bin/pip install -q --disable-pip-version-check -c $(TRL)/constraints.txt trl==1.16.0
+	@touch $@
+
+# distilabel and curator for the row `chain` of bench alone, each by itself: they see nothing of ours.
+.goldstream/bench-%/.ready: deploy/constraints-%.txt | $(READY)
+	@echo "setting up $(@D): what ours is measured against"
+	@$(BIN)/python -m venv $(@D)
+	@$(@D)/bin/pip install -q --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 # Presidio and a spaCy model for test-full alone, likewise.
