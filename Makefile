@@ -12,7 +12,7 @@ CHAIN := $(if $(filter chain,$(or $(subst $(COMMA), ,$(ONLY)),chain)),.goldstrea
 UNPACKED := .goldstream/prometheus/usr/bin/prometheus
 PROMETHEUS ?= $(or $(shell command -v prometheus),$(UNPACKED))
 
-.PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-gold bench-scale bench-train metrics-page dashboards chaos clean
+.PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-gold bench-scale bench-memory bench-train metrics-page dashboards chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -54,6 +54,9 @@ dashboards: setup ## Writes deploy/grafana/dashboards anew from deploy/grafana/s
 
 bench-scale: setup kafka ## 1, 2 and 4 workers against a model of 1 s latency, and 512 calls in flight; JSON=FILE
 	@PYTHONPATH=tests $(BIN)/python -m bench.scale $(if $(JSON),--json $(JSON)) $(ARGS)
+
+bench-memory: setup kafka ## What a worker with 512 cases in flight takes over CASES=100000; JSON=FILE ARGS=--through-litellm
+	@PYTHONPATH=tests $(BIN)/python -m bench.memory $(if $(CASES),--cases $(CASES)) $(if $(JSON),--json $(JSON)) $(ARGS)
 
 bench-train: $(TRL)/.ready ## Training cost against unshared prompts and TRL; JSON=FILE, ARGS="--device cuda --size 0.5b"
 	@PYTHONPATH=tests $(TRL)/bin/python -m bench.train $(if $(JSON),--json $(JSON)) $(ARGS)

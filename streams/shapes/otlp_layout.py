@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ def _layout(names: tuple[str, ...]) -> Layout:
     )
 
 
-def _present(wanted: dict[str, tuple[str, ...]], names: Iterable[str]) -> list[tuple[str, list[str]]]:
+def _present(wanted: Mapping[str, tuple[str, ...]], names: Iterable[str]) -> list[tuple[str, list[str]]]:
     there = {field: [name for name in order if name in names] for field, order in wanted.items()}
     return [(field, found) for field, found in there.items() if found]
 

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ended_cases import ended
 
+from bench.row import Ratios, paired
 from schemas.case import Message, Strategy
 from schemas.outcomes import OUTCOME_SCHEMA, outcome_row, outcome_table
 from schemas.settings.gold import Gold
@@ -100,8 +100,8 @@ def fill(gold: Path, rows: int, files: int, templates: list[pa.Table]) -> None:
         )
 
 
-def write_ratio(folder: Path, table: pa.Table, rounds: int) -> dict[str, float]:
-    """Returns the sink's rows a second over a bare pyarrow writer's: the median of pairs, in changing order."""
+def write_ratio(folder: Path, table: pa.Table, rounds: int) -> Ratios:
+    """Returns the sink's rows a second over a bare pyarrow writer's, in pairs of changing order."""
     chain = LandingChain(folder / "gold", 0)
 
     def bare() -> None:
@@ -111,17 +111,7 @@ def write_ratio(folder: Path, table: pa.Table, rounds: int) -> dict[str, float]:
         start = chain.tip or 0
         chain.write(start, start + len(table), table)
 
-    pairs = []
-    for number in range(rounds):
-        order = (bare, ours) if number % 2 else (ours, bare)
-        seconds = {side: _seconds(side) for side in order}
-        pairs.append((seconds[bare], seconds[ours]))
-    return {
-        "rows_per_file": len(table),
-        "sink_rows_per_s": round(len(table) / statistics.median(own for _, own in pairs)),
-        "bare_rows_per_s": round(len(table) / statistics.median(other for other, _ in pairs)),
-        "ratio": round(statistics.median(other / own for other, own in pairs), 3),
-    }
+    return paired(lambda: len(table) / _seconds(ours), lambda: len(table) / _seconds(bare), rounds)
 
 
 def measure(rows: int, rounds: int) -> dict[str, Any]:
@@ -129,7 +119,16 @@ def measure(rows: int, rounds: int) -> dict[str, Any]:
     templates = [batch(5000, seed) for seed in range(4)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        found: dict[str, Any] = {"rows": rows, "write": write_ratio(folder, templates[0], rounds)}
+        write = write_ratio(folder, templates[0], rounds)
+        found: dict[str, Any] = {
+            "rows": rows,
+            "write": {
+                "rows_per_file": len(templates[0]),
+                "sink_rows_per_s": round(write.ours),
+                "bare_rows_per_s": round(write.theirs),
+                "ratio": round(write.median, 3),
+            },
+        }
         gold = folder / "state" / "gold"
         fill(gold, rows, max(rows // 500, 4), templates)
         found["landing_files"] = len(list(gold.glob("landing/p=0*/*.parquet")))
