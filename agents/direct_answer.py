@@ -27,7 +27,7 @@ class ErrorInAnswer(ValueError):
 
 
 class _Token(msgspec.Struct):
-    logprob: float
+    logprob: float | str
 
 
 class _Logprobs(msgspec.Struct):
@@ -113,7 +113,7 @@ def read_answer(body: bytes) -> Answer:
         reasoning=reasoning or "",
         calls=calls,
         finish_reason=_finish_reason(choice, bool(calls)),
-        logprob=sum(token.logprob for token in listed) if listed else None,
+        logprob=sum(float(token.logprob) for token in listed) if listed else None,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
     )

@@ -35,6 +35,8 @@ def price_of(model: Model) -> Price | None:
         return Price(model.input_cost_per_token or 0.0, model.output_cost_per_token or 0.0)
     if model.model.startswith(("local/", "scripted/")):
         return Price(0.0, 0.0)
+    if model.model.startswith("hosted_vllm/"):  # servers of the user's own: LiteLLM 1.106.2 lists none
+        return None
     return _listed(model.model)
 
 

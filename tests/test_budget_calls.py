@@ -36,14 +36,15 @@ def ask(models: Models, role: Any = "judge", within_s: float = 5.0) -> Coroutine
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:pydantic.*")
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
 class TestCalls:
-    """Through agents.models and LiteLLM to a real server; the stub counts 10 and 5 tokens a call."""
+    """Through agents.models to a real server, past LiteLLM and through it; the stub counts 10 and 5 tokens a call."""
 
-    @pytest.fixture(autouse=True)
-    def imported(self) -> None:
+    @pytest.fixture(autouse=True, params=[True, False], ids=["direct", "litellm"])
+    def way(self, request: pytest.FixtureRequest) -> None:
+        self.direct = request.param
         load_litellm()  # takes seconds, on a busy machine more than a call may
 
     def model(self, stub: StubModels, **options: Any) -> Model:
-        prices = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3}
+        prices = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "direct": self.direct}
         return Model(**({"model": "hosted_vllm/m", "api_base": stub.api_base, "max_tokens": 5} | prices | options))
 
     def test_a_call_is_charged_to_its_bill_and_account_and_one_without_leave_is_not_made(

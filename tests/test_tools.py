@@ -85,10 +85,12 @@ async def asked(settings: Settings, act: Any, case: Case) -> Case:
         await models.close()
 
 
-@pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
-def test_a_students_call_offers_the_tools_and_its_answer_keeps_the_calls(models: StubModels, provider: str) -> None:
+@pytest.mark.parametrize(("provider", "direct"), [("openai", True), ("hosted_vllm", True), ("hosted_vllm", False)])
+def test_a_students_call_offers_the_tools_and_its_answer_keeps_the_calls(
+    models: StubModels, provider: str, direct: bool
+) -> None:
     models.answer = lambda request: calling(a_call('{"name":  "metformin"}', id="call_9"), text="Let me see.")
-    settings = toy(Model(model=f"{provider}/m", api_base=models.api_base, extra={"api_key": "none"}))
+    settings = toy(Model(model=f"{provider}/m", api_base=models.api_base, extra={"api_key": "none"}, direct=direct))
     (first,) = asyncio.run(asked(settings, attempt, a_case())).attempts
     (request,) = models.requests
     assert request["tools"] == [TOOL]  # additionalProperties as well, which LiteLLM takes out for vLLM
@@ -100,8 +102,11 @@ def test_a_students_call_offers_the_tools_and_its_answer_keeps_the_calls(models:
     assert answer_words(first.text, first.tool_calls) == "Let me see."
 
 
-def test_an_answer_of_calls_alone_is_an_answer_and_calls_left_in_the_text_are_read(models: StubModels) -> None:
-    settings = toy(Model(model="hosted_vllm/m", api_base=models.api_base))
+@pytest.mark.parametrize("direct", [True, False])
+def test_an_answer_of_calls_alone_is_an_answer_and_calls_left_in_the_text_are_read(
+    models: StubModels, direct: bool
+) -> None:
+    settings = toy(Model(model="hosted_vllm/m", api_base=models.api_base, direct=direct))
     models.answer = lambda request: calling(a_call())
     (alone,) = asyncio.run(asked(settings, attempt, a_case())).attempts
     models.answer = lambda request: Reply(
