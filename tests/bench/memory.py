@@ -1,8 +1,7 @@
 """Row `memory`: what a worker with 512 cases in flight takes (PSS), and whether that grows with the cases it has had.
 
-The worker is the whole one, all stages on a real broker, with a backlog that keeps 512 cases in flight; a stub answers
-each call after LATENCY_S and a verifier judges, so a case is one model call and every hop besides. `make bench-memory`
-is the same over 100,000 cases, CASES= says how many, and `--through-litellm` takes the calls' other way.
+The worker is the whole one, all stages on a real broker (bench.backlog). `make bench-memory` is the same over 100,000
+cases; CASES= says how many, and ARGS=--through-litellm takes the calls' other way.
 """
 
 from __future__ import annotations
@@ -21,47 +20,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from pipeline import openai_record, produce
 
-from bench import scale
-from bench.row import Result, cores
+from bench.backlog import backlog
+from bench.row import Result
 from bench.stub import Stub
-from schemas.case import Message, Violation
-from schemas.settings import Settings, load_settings
 from schemas.tables import print_table
-from streams.broker import start_broker, stop_broker
-from streams.lag import LagReader
 from streams.supervisor import Supervisor
-from streams.topics import create_topics, ensure_source_topic
 
 CASES, IN_FLIGHT, LATENCY_S = 10_000, 512, 1.0
 WARM = 0.2  # of the cases: caches fill, and malloc finds its size
 GROWTH = 0.03
-TEXT = "The patient reports a cough and takes 500 mg of metformin daily. " * 16  # about 1 KB
-CONFIG = """
-[kafka]
-partitions = 8
-[worker]
-cases_in_flight = {in_flight}
-[intake]
-start_at = "earliest"
-holdout_share = 0.0
-[tasks.memory]
-topics = ["memory"]
-[tasks.memory.rubric]
-verifier = "bench.memory:verify"
-rules = [{{ id = "please", text = "It says please." }}]
-[tasks.memory.student]
-model = "hosted_vllm/student"
-api_base = "{api_base}"
-direct = {direct}
-[tasks.memory.refiner]
-model = "hosted_vllm/refiner"
-api_base = "{api_base}"
-[tasks.memory.strategist]
-model = "hosted_vllm/strategist"
-api_base = "{api_base}"
-"""
 
 
 class Sample(NamedTuple):
@@ -72,11 +40,6 @@ class Sample(NamedTuple):
     peak: int  # the most that have waited at once so far
     pss_mb: float
     at_s: float
-
-
-def verify(messages: Sequence[Message], answer: str) -> list[Violation]:
-    """Passes what the stub says."""
-    return []
 
 
 def measure(room: Path) -> Result:
@@ -105,31 +68,11 @@ def fifths(samples: Sequence[Sample]) -> tuple[list[Sample], float, float]:
 
 
 def watch(room: Path, cases: int, direct: bool = True, in_flight: int = IN_FLIGHT) -> list[Sample]:
-    """Runs a worker on a backlog until so many cases are answered; returns a sample a second, or 500 in all."""
-    ours, others = cores()
-    with Stub(LATENCY_S, others) as stub:
-        config = room / "memory.toml"
-        written = CONFIG.format(in_flight=in_flight, api_base=stub.api_base, direct=str(direct).lower())
-        config.write_text(written)
-        settings = load_settings(config, [f"state_dir={room}/state"], environ={})
-        broker = start_broker(settings)
-        try:
-            for thread in psutil.Process(broker.pid).threads():
-                os.sched_setaffinity(thread.id, others)
-            create_topics(settings)
-            ensure_source_topic(settings, "memory", 4)
-            options = ["--config", str(config), "--set", f"state_dir={room}/state"]
-            with Supervisor(settings, {"intake": ["intake", *options]}) as intake:
-                intake.wait_ready()
-                backlog = cases + 4 * in_flight  # so that it never runs dry
-                produce(settings, "memory", (openai_record(f"{n} {TEXT}", f"case-{n}") for n in range(backlog)))
-                _await_admitted(settings, 60 + backlog / 500)
-            program = [scale.__file__, "--pinned", str(max(ours)), "worker", *options]
-            with Supervisor(settings, {}, {"worker": program}) as running:
-                running.wait_ready()
-                return list(_sampled(running, stub, cases))
-        finally:
-            stop_broker(settings)
+    """Runs a worker on a backlog until so many cases are answered; returns a sample a second."""
+    plenty = cases + 4 * in_flight  # so that it never runs dry
+    with backlog(room, plenty, in_flight, LATENCY_S, direct) as work, work.workers(1) as running:
+        running.wait_ready()
+        return list(_sampled(running, work.stub, cases))
 
 
 def _sampled(running: Supervisor, stub: Stub, cases: int) -> Iterator[Sample]:
@@ -138,7 +81,7 @@ def _sampled(running: Supervisor, stub: Stub, cases: int) -> Iterator[Sample]:
     assert worker.process is not None
     pid, began, moved, answered = worker.process.pid, time.monotonic(), time.monotonic(), 0
     while answered < cases:
-        time.sleep(max(1.0, cases / 100_000))
+        time.sleep(1.0)
         count, now = stub.count(), time.monotonic()
         if count.answered > answered:
             answered, moved = count.answered, now
@@ -147,15 +90,6 @@ def _sampled(running: Supervisor, stub: Stub, cases: int) -> Iterator[Sample]:
         if count.waiting or answered:
             pss_mb = psutil.Process(pid).memory_full_info().pss / 2**20
             yield Sample(answered, count.waiting, count.peak, round(pss_mb, 1), round(now - began, 1))
-
-
-def _await_admitted(settings: Settings, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    with LagReader(settings) as lag:
-        while any(row.lag or row.committed < 0 for row in lag.read() if row.group == "intake" and row.end):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"intake has not admitted the backlog within {timeout_s:.0f} s")
-            time.sleep(0.3)
 
 
 def main() -> None:
