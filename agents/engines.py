@@ -81,7 +81,7 @@ class Engines:
             return
 
         async def load() -> None:
-            with suppress(AdapterError):  # the first call that asks for it falls back, and says so
+            with suppress(AdapterError, OSError):  # the first call that asks for it falls back, and says so
                 await self.load_adapter(name, engine, task, version)
 
         loading = asyncio.create_task(load())
