@@ -91,6 +91,7 @@ class Stage:
         self._one_by_one = one_by_one  # each case asks for its share of a budget before the next is taken
         self._forgets = forgets  # whether a case is forgotten: it ends here, without its text
         self._slots = asyncio.Semaphore(settings.worker.cases_in_flight)
+        self._leaving = asyncio.Semaphore(settings.worker.cases_in_flight)  # done, and not yet confirmed by the broker
         self._queues: dict[Any, Queue] = {}
         self._running: dict[tuple[Any, int], Entry] = {}
         self._pending = 0  # entries in all queues
@@ -196,9 +197,11 @@ class Stage:
         """Makes an event's successor, produces it, and acknowledges what is done.
 
         1. decode and handle, within the event's deadline; of what is forgotten before or meanwhile, nothing is left
-        2. produce the successor and wait until the broker confirms it
+        2. produce the successor and wait until the broker confirms it; meanwhile another event has its slot, for a
+           model need not wait for Kafka
         3. acknowledge from the head of the partition's queue
         """
+        has_slot = True
         try:
             # 1.
             before, hop = await self._next_hop(entry, value)
@@ -206,8 +209,11 @@ class Stage:
                 before, hop = None, self._forgotten(hop.case)
             # 2.
             hop = self._noted(before, hop)
-            crash_point(f"{self.role}.before_produce")
-            await self._confirmed(before, hop)
+            async with self._leaving:
+                has_slot = False
+                self._slots.release()
+                crash_point(f"{self.role}.before_produce")
+                await self._confirmed(before, hop)
             crash_point(f"{self.role}.after_produce")
             # 3.
             entry.done = True
@@ -223,7 +229,8 @@ class Stage:
                 self.tracing.end(entry.done)
             if self._running.get((entry.tp, entry.offset)) is entry:
                 del self._running[entry.tp, entry.offset]
-            self._slots.release()
+            if has_slot:
+                self._slots.release()
 
     def _acknowledge(self, tp: Any) -> None:
         queue = self._queues.get(tp)

@@ -49,9 +49,11 @@ class Bench:
         self.handled: list[str] = []
         self.errors: dict[str, Exception] = {}
         self.refuse: Callable[[str, bytes], Exception | None] = lambda topic, value: None
+        self.confirmed: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)  # the broker's answer
         self.held = False
         self.outage: float | None = None
         self.grow = ""
+        self.forgotten: set[str] = set()  # users
         self._gates: dict[str, asyncio.Event] = {}
         self._events: asyncio.Queue[FakeEvent] = asyncio.Queue()
         self._offsets: dict[int, int] = defaultdict(int)
@@ -62,8 +64,9 @@ class Bench:
             tasks={"toy": task}, worker=Worker(**options | worker), kafka=Kafka(max_message_bytes=20_000)
         )
         self.stage = Stage(
-            role, settings, self._handle, self._produce, "c", lambda: self.generation, lambda: self.held, self._outage
-        )
+            role, settings, self._handle, self._produce, "c", lambda: self.generation, lambda: self.held, self._outage,
+            forgets=lambda case: case.user in self.forgotten,
+        )  # fmt: skip
         self._run = asyncio.create_task(self.stage.run(self._stream()))
 
     def send(self, name: str, partition: int = 0, offset: int | None = None, **fields: Any) -> None:
@@ -110,7 +113,7 @@ class Bench:
         return msgspec.structs.replace(case, attempts=(*case.attempts, attempt))
 
     async def _produce(self, topic: str, key: bytes, value: bytes) -> None:
-        await asyncio.sleep(0)
+        await self.confirmed()
         if error := self.refuse(topic, value):
             raise error
         self.produced.append((topic, decode_case(value)))

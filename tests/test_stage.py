@@ -68,6 +68,22 @@ def test_nothing_is_acknowledged_before_the_broker_confirms_its_successor() -> N
     with_bench(test)
 
 
+def test_no_model_waits_for_the_broker_until_as_many_cases_wait_for_it_as_may_be_in_flight() -> None:
+    async def test(bench: Bench) -> None:
+        answers = asyncio.Event()
+        bench.confirmed = answers.wait
+        for number in range(10):
+            bench.send(f"n{number}")
+        await bench.settle()
+        assert bench.handled == ["n0", "n1", "n2", "n3"], "two wait for the broker, two for these"
+        assert bench.acked == []
+        answers.set()
+        await bench.settle()
+        assert bench.offsets == list(range(10))
+
+    with_bench(test, cases_in_flight=2)
+
+
 def test_events_of_an_old_assignment_are_skipped() -> None:
     async def test(bench: Bench) -> None:
         bench.stage.paused = True
