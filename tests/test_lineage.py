@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from toys import STRATEGY, TOY, a_case, a_manifest, add_gold, toy_gold, toy_judge
+from toys import STRATEGY, TOY, a_case, a_manifest, add_gold, toy_gold, toy_judge, with_task
 
 from schemas.adapters import AdapterManifest, verify_adapter
-from schemas.case import Case
+from schemas.case import Case, Message, Verdict
 from schemas.forgotten import Forgetting
 from schemas.lineage import TRAINED_ON, Row, adapters_of, read_trained_on
 from schemas.settings import Settings
@@ -33,6 +34,11 @@ def of_user(case: Case, user: str) -> Case:
 
 def forget_user(settings: Settings, user: str) -> None:
     remember(settings.gold, [Forgetting(kind="user", key=user, at_ms=10)], "key")
+
+
+def asking_all(settings: Settings) -> Settings:
+    """Returns settings by which the gate asks two cases of one question."""
+    return with_task(settings, gate=msgspec.structs.replace(settings.tasks["toy"].gate, max_holdout=5))
 
 
 def published(settings: Settings, base: Path, version: str, examples: list[Example], **changes: Any) -> None:
@@ -82,11 +88,7 @@ def test_the_next_run_leaves_out_what_is_forgotten_and_the_gate_page_loses_its_t
     toy_gold(settings.gold)
     mine = [of_user(a_case(f"mine-{color}", color, answer, strategy=STRATEGY), "u") for color, answer in TOY.items()]
     add_gold(settings.gold, [*mine, of_user(a_case("mine-holdout", "red", kind="holdout", split="holdout"), "u")])
-    settings = msgspec.structs.replace(
-        settings,
-        tasks={"toy": msgspec.structs.replace(settings.tasks["toy"], gate=msgspec.structs.replace(
-            settings.tasks["toy"].gate, max_holdout=5))},
-    )  # fmt: skip
+    settings = asking_all(settings)
 
     def once() -> AdapterManifest:
         report = run_trainer(settings, stop=threading.Event(), judge=toy_judge, once="toy")
@@ -119,6 +121,29 @@ def test_the_next_run_leaves_out_what_is_forgotten_and_the_gate_page_loses_its_t
     report = json.loads((settings.adapters / "toy" / second.version / "gate.json").read_text())
     assert (before["cases"], report["cases"]) == (5, 4)
     assert report["holdout_sha256"] != before["holdout_sha256"]
+
+
+def test_the_page_of_a_gate_during_which_somebody_was_forgotten_shows_nothing_of_theirs(settings: Settings) -> None:
+    settings = asking_all(settings)
+    toy_gold(settings.gold)
+    add_gold(settings.gold, [of_user(a_case("mine-holdout", "red", kind="holdout", split="holdout"), "u")])
+    asked = []
+
+    async def judge(messages: Sequence[Message], answer: str) -> Verdict:
+        if not asked:
+            forget_user(settings, "u")
+            assert erase_texts(settings, ()).pages == ()  # as the command does: there is no page yet
+        asked.append(answer)
+        return await toy_judge(messages, answer)
+
+    report = run_trainer(settings, stop=threading.Event(), judge=judge, once="toy")
+    assert report is not None
+    folder = settings.adapters / "toy" / report.version
+    shown = json.loads((folder / "gate.json").read_text())["examples"]
+    assert "mine-holdout" in [example["case_id"] for example in shown]
+    page = (folder / "gate.html").read_text()
+    assert "This case was forgotten." in page
+    assert "mine-holdout" not in page
 
 
 def test_a_run_that_trained_on_somebody_forgotten_meanwhile_is_not_published(settings: Settings) -> None:

@@ -1,8 +1,9 @@
 """What the trainer's files hold of the forgotten, and taking it out: gate pages, and data of runs that were killed.
 
 Weights cannot be made to forget; schemas.lineage tells which to train anew. Figures of a gate stay: they are numbers
-about an adapter, and the same questions are asked again, less the forgotten. `goldstream forget` calls `erase_texts`,
-the trainer's service before every run, for what was forgotten on another machine.
+about an adapter, and the same questions are asked again, less the forgotten. `goldstream forget` calls `erase_texts`;
+the trainer's service before every run, for what was forgotten on another machine, and behind every gate, for what was
+forgotten while it ran.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def erase_texts(settings: Settings, case_ids: Collection[str], dry_run: bool = F
     """Takes the texts of forgotten cases out of the trainer's files, and returns what that was.
 
     `case_ids` are the cases besides those that the gold set knows to be forgotten. A gate at work now asks what it
-    had read when it began; its page is cleaned before the next run. Can be repeated.
+    had read when it began; its page is cleaned as soon as it lies there. Can be repeated.
     """
     pages: list[str] = []
     holdout: dict[str, int] = {}

@@ -195,6 +195,7 @@ class Runner:
         )
         fence.check()
         write_gate(settings.adapters, report, page)
+        erase_texts(settings, ())  # of who was forgotten while it ran: the page did not lie there yet
         TRAINER_RUNS.add(task, report.decision)
         log.info("%s %s: gate says %s: %s", task, version, report.decision, report.reason)
         return report
