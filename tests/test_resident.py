@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -289,9 +290,8 @@ class Passing(ToyEngine):
         self.answers[name] = TOY
 
 
-def test_a_run_of_the_service_leaves_base_and_pairs_for_the_next_and_resident_mb_0_nothing(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[Resident]:
+    """Returns a list of what stays loaded in each service that starts from now on."""
     kept: list[Resident] = []
     made = Resident.__init__
 
@@ -300,6 +300,13 @@ def test_a_run_of_the_service_leaves_base_and_pairs_for_the_next_and_resident_mb
         kept.append(self)
 
     monkeypatch.setattr(Resident, "__init__", noting)
+    return kept
+
+
+def test_a_run_of_the_service_leaves_base_and_pairs_for_the_next_and_resident_mb_0_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = noted(monkeypatch)
     toy_gold(settings.gold)
     for limit in (64, 0):
         stop, chosen = threading.Event(), quick(settings, resident_mb=limit)
@@ -307,6 +314,28 @@ def test_a_run_of_the_service_leaves_base_and_pairs_for_the_next_and_resident_mb
     assert [(resident.has_model, len(resident.pairs(settings.gold))) for resident in kept] == [(True, 8), (False, 0)]
     first, second = list_adapters(settings.adapters, "toy")
     assert first.files["adapter_model.safetensors"] == second.files["adapter_model.safetensors"]
+
+
+def test_the_service_prepares_while_gold_waits_for_its_threshold_and_not_where_nothing_is_new(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = noted(monkeypatch)
+    gold = settings.gold
+    waiting = [msgspec.structs.replace(a_case(f"c{n}", "red", TOY[c]), user="u") for n, c in enumerate(TOY)]
+    with Service(quick(settings), make_engine=lambda settings, task: Passing()):
+        add_gold(gold, waiting[:3])
+        wait_until(lambda: kept and kept[0].has_model, 60)
+        memory = kept[0].pairs(gold)
+        assert (memory.made, len(memory), list_adapters(settings.adapters, "toy")) == (3, 3, [])
+        remember(gold, [Forgetting(kind="user", key="u", at_ms=10)], "key")
+        wait_until(lambda: len(memory) == 0)  # also where no gold comes
+        add_gold(gold, [a_case(name, "red", answer, strategy=STRATEGY) for name, answer in TOY.items()])
+        wait_until(lambda: list_adapters(settings.adapters, "toy"), 60)
+    (manifest,) = list_adapters(settings.adapters, "toy")
+    assert manifest.rows == 4
+    with Service(quick(settings)):
+        time.sleep(0.3)
+    assert (kept[1]._pairs, kept[1].has_model) == (None, False)
 
 
 def test_gold_starts_a_run_however_rarely_the_service_looks(settings: Settings) -> None:
