@@ -1,7 +1,8 @@
 """The gold set with a million rows: statistics, queries, a listing of many files, compaction, and the sink's writing.
 
 `make bench-gold` runs it; JSON=FILE keeps the figures. The sink's write path (temp file, checksum, seal, fsync, link)
-is measured against a bare pyarrow writer of the same schema and codec, interleaved: the median of paired ratios.
+is measured against a bare pyarrow writer of the same schema and codec, interleaved: the median of paired ratios; and
+with and without a compaction of 300,000 rows beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ended_cases import ended
 
+from bench.gold_beside import beside
 from bench.row import Ratios, paired
 from schemas.case import Message, Strategy
 from schemas.outcomes import OUTCOME_SCHEMA, outcome_row, outcome_table
@@ -129,6 +131,9 @@ def measure(rows: int, rounds: int) -> dict[str, Any]:
                 "ratio": round(write.median, 3),
             },
         }
+        crowded = folder / "beside" / "gold"
+        fill(crowded, min(rows, 300_000), 600, templates)
+        found["beside_compaction"] = beside(crowded, templates[0][:500])
         gold = folder / "state" / "gold"
         fill(gold, rows, max(rows // 500, 4), templates)
         found["landing_files"] = len(list(gold.glob("landing/p=0*/*.parquet")))
@@ -161,6 +166,14 @@ def measure(rows: int, rounds: int) -> dict[str, Any]:
     return found
 
 
+def _lines(found: dict[str, Any], inside: str = "") -> Iterator[list[str]]:
+    for name, value in found.items():
+        if isinstance(value, dict):
+            yield from _lines(value, f"{inside}{name} ")
+        else:
+            yield [inside + name, str(value)]
+
+
 def _seconds(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
@@ -179,7 +192,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = measure(options.rows, options.rounds)
-    print_table(["what", "measured"], [[name, str(value)] for name, value in found.items()], as_json=False)
+    print_table(["what", "measured"], list(_lines(found)), as_json=False)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
