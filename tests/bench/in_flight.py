@@ -1,0 +1,66 @@
+"""Row `in_flight`: one worker of all stages with 512 cases in flight, against a stub of 1 s latency.
+
+The ideal is 512 cases a second: a verifier judges, so a case is one model call, and every hop besides. The rate is what
+the stub answered in the middle of a backlog, over WAVES times 512 answers by the moments at which these counts were
+reached, since answers come in waves. The worker has one core, stub and broker the other.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+
+from bench.backlog import Backlog, backlog
+from bench.row import Result
+from bench.stub import Count
+
+IN_FLIGHT, LATENCY_S = 512, 1.0
+WAVES, SETTLE_S = 12, 4.0
+
+
+def measure(room: Path) -> Result:
+    """Returns the rate of cases as a share of N / latency."""
+    ideal = IN_FLIGHT / LATENCY_S
+    with backlog(room, int(ideal * (WAVES + SETTLE_S + 5)), IN_FLIGHT, LATENCY_S) as cases, cases.workers(1) as running:
+        running.wait_ready()
+        (worker,) = running.children
+        assert worker.process is not None
+        process = psutil.Process(worker.process.pid)
+        _reached(cases, IN_FLIGHT)
+        time.sleep(SETTLE_S)
+        first, began = _reached(cases, cases.stub.count().answered + 1), _cpu_s(process)
+        last = _reached(cases, first.answered + WAVES * IN_FLIGHT)
+        cpu_s = _cpu_s(process) - began
+        if worker.restarts:
+            raise RuntimeError("the worker has died: " + worker.tail(20))
+    done, took_s = last.answered - first.answered, last.at_s - first.at_s
+    rate, cpu_ms = done / took_s, 1000 * cpu_s / done
+    return Result(
+        figure=rate / ideal,
+        ours=f"{rate:.0f} cases/s, {cpu_ms:.2f} ms of CPU a case, {100 * cpu_s / took_s:.0f} % of a core",
+        theirs=f"{ideal:.0f} cases/s",
+        detail={
+            "cases_per_s": round(rate, 2),
+            "worker_cpu_ms_a_case": round(cpu_ms, 3),
+            "worker_share_of_its_core": round(cpu_s / took_s, 3),
+            "calls_in_flight_at_most": last.peak,
+            "seconds": round(took_s, 2),
+        },
+    )
+
+
+def _reached(cases: Backlog, answered: int) -> Count:
+    """Waits until so many calls are answered; returns the count of that moment."""
+    deadline = time.monotonic() + 120
+    while (count := cases.stub.count()).answered < answered:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{count.answered} calls are answered after 120 s, not {answered}")
+        time.sleep(0.02)
+    return count
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
