@@ -48,6 +48,8 @@ _INVISIBLE = ("Cf", "Mn", "Me", "Cc")  # Unicode categories, and fillers that ar
 _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')  # not in a text; JSON has none, some models write it
+_MAYBE_TRAILING = re.compile(r",\s*[}\]]")
+_BLOCK = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
 _T = TypeVar("_T")
 Tools = Sequence[dict[str, Any]]  # what the conversation let the model call
 
@@ -201,9 +203,10 @@ def read_json(text: str, type: type[_T]) -> _T:
     Raises BadAnswer, which never quotes the text.
     """
     body = text.strip()
-    block = re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", body, re.DOTALL | re.IGNORECASE)
+    block = _BLOCK.fullmatch(body)
     body = block[1] if block else body
-    body = _TRAILING_COMMA.sub(r"\1", body)
+    if _MAYBE_TRAILING.search(body):
+        body = _TRAILING_COMMA.sub(r"\1", body)
     try:
         found = msgspec.json.decode(body.encode(), type=type)
         json.loads(body, object_pairs_hook=_each_key_once)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from streams.admission.quota import Counts, Partition, Quotas, decode_counts, en
 from streams.flow import now_ms
 
 log = logging.getLogger(__name__)
+
+_MARKERS_EVERY_S = 1.0
 
 
 class Positions(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -36,6 +39,7 @@ class Positions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._began: dict[Any, str] = {}  # partition -> its note, see `began`
         self._committed: dict[Any, int] = {}
         self._new: deque[Any] = deque()
+        self._markers_at = 0.0
 
     @property
     def unsettled(self) -> bool:
@@ -95,6 +99,9 @@ class Positions(ConsumerRebalanceListener):  # type: ignore[misc]
 
         To be called after a poll that gave nothing, so that all before the positions is produced.
         """
+        if time.monotonic() < self._markers_at:
+            return
+        self._markers_at = time.monotonic() + _MARKERS_EVERY_S
         passed = {}
         for tp in self._consumer.assignment():
             try:

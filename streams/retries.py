@@ -28,6 +28,7 @@ from schemas.tracing.context import carried
 from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.flow import Hop, now_ms
 from streams.forgetting.following import Remembered
+from streams.heap import settle_heap
 from streams.measuring import show_waiting
 from streams.topics import cluster_id
 from streams.tracing import trace_hops
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BUFFER_RECORDS = 500  # per partition; beyond it the partition is paused and the rest waits in Kafka
+_POLL_MS, _IDLE_POLL_MS = 200, 1000  # while a case waits for its time, and while none does; a record ends both
 
 
 class _Waiting(NamedTuple):
@@ -105,7 +107,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
         while not stop.is_set():
             watchdog.check()
             # 1.
-            polled = consumer.poll(timeout_ms=200)
+            polled = consumer.poll(timeout_ms=_POLL_MS if any(waiting.values()) or not announced else _IDLE_POLL_MS)
             fresh = positions.settle()
             for tp in fresh | (waiting.keys() - consumer.assignment()):
                 waiting.pop(tp, None)
@@ -118,6 +120,7 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
                     queue.append(_Waiting(record.offset, due, hop, record.headers, time.time_ns()))
             if not announced and consumer.assignment():
                 announced = True
+                settle_heap()
                 ready()
             for tp in consumer.assignment():
                 full = len(waiting.get(tp, ())) >= _BUFFER_RECORDS

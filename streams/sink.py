@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,6 +32,7 @@ from streams.clients import client_name, make_consumer, subscribe
 from streams.compaction.keeper import Keeper
 from streams.forgetting.following import Remembered
 from streams.forgetting.writing import Erasing
+from streams.heap import settle_heap
 from streams.landing import LandingChain
 from streams.partition_writer import PartitionWriter, Record
 from streams.topics import cluster_id
@@ -41,6 +43,7 @@ log = logging.getLogger("goldstream.sink")
 
 _POLL_MS = 200
 _POLL_RECORDS = 2000
+_POSITIONS_EVERY_S = 1.0
 _OUTAGE_WAIT_S = 1.0
 _CLIENT_WAIT_MS = 10_000  # for one offset look-up or commit, before it is tried again or left
 
@@ -71,6 +74,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
         self._changes: deque[tuple[str, list[TopicPartition]]] = deque()
         self._to_open: list[TopicPartition] = []
         self._joined = False
+        self._positions_at = 0.0
         self._tracing = trace_landing(topic, "sink")
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
@@ -109,6 +113,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
             self._follow_changes()
             self._open_partitions()
             if ready is not None and self._joined and not self._to_open:
+                settle_heap()
                 ready()
                 ready = None
             # 2. Poll
@@ -202,6 +207,9 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
 
     def _note_positions(self) -> None:
         """Lets ranges cover trailing offsets without records, such as the marker that ends a transaction."""
+        if time.monotonic() < self._positions_at:
+            return
+        self._positions_at = time.monotonic() + _POSITIONS_EVERY_S
         for partition, writer in self.writers.items():
             try:
                 position = self._consumer.position(partition, timeout_ms=0)

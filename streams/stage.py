@@ -34,6 +34,7 @@ from schemas.forgotten import bare_case
 from schemas.settings import Role, Settings
 from schemas.topics import OUTCOMES, retry_topic
 from streams.flow import Hop, next_hop, now_ms
+from streams.overdue import Overdue
 from streams.pending import Entry, Queue
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ PRODUCE_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 REFUSED_RETRY_S = 5.0
 ALARM_EVERY_S = 60.0
 GATE_POLL_S = 0.1
+MODELS_LOOK_S = 0.005  # whether models are held is asked this often at most, where no budget counts each case
 BATCH_BYTES = 16_384  # of the producer: a larger record is sent alone, so it alone can be what is too large
 PENDING_PER_SLOT = 64  # events taken and not acknowledged; what a hole may pile up behind it
 
@@ -97,9 +99,11 @@ class Stage:
         self._pending = 0  # entries in all queues
         self._pending_limit = PENDING_PER_SLOT * settings.worker.cases_in_flight
         self._refused = 0  # cases whose successor the broker refuses
-        self._draining = False
-        self._alarm_at = 0.0
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._draining, self._alarm_at = False, 0.0
+        self._loop = asyncio.get_running_loop()
+        self._overdue = Overdue(settings.worker.event_deadline_s + 1)
+        self._models_were_held, self._look_again = False, 0.0
+        self._failure: asyncio.Future[None] = self._loop.create_future()
 
     @property
     def in_flight(self) -> int:
@@ -160,7 +164,12 @@ class Stage:
 
     def _is_held(self) -> bool:
         full = self._pending >= self._pending_limit
-        return self.paused or self._draining or self._refused > 0 or full or self._models_held()
+        if self.paused or self._draining or self._refused > 0 or full:
+            return True
+        now = self._loop.time()
+        if self._one_by_one or self._models_were_held or now >= self._look_again:
+            self._models_were_held, self._look_again = self._models_held(), now + MODELS_LOOK_S
+        return self._models_were_held
 
     def _take(self, event: Any) -> None:
         """Queues an event for acknowledgement and starts its work.
@@ -252,12 +261,10 @@ class Stage:
             return None, self._forgotten(case)
         bill = Bill(case.rounds)
         billed.set(bill)
-        loop = asyncio.get_running_loop()
         limit_s = self.settings.worker.event_deadline_s
         try:
             # The handler's own deadline lies a little earlier, so that its typed error wins over this net.
-            async with asyncio.timeout(limit_s + 1):
-                advanced = await self._handler(case, loop.time() + limit_s)
+            advanced = await self._overdue.within(self._handler(case, self._loop.time() + limit_s))
         except TimeoutError as error:
             if not isinstance(error, ModelTimeout):
                 error = ModelTimeout(f"the {self.role} took longer than {limit_s:.0f} s")

@@ -31,10 +31,12 @@ from schemas.kafka import bootstrap_servers, sasl_password
 from schemas.settings import ROLES, Role, Settings
 from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
 from streams.clients import METADATA_MAX_AGE_MS, client_name
+from streams.departures import Departures
 from streams.draining import Transport
 from streams.flow import now_ms
 from streams.follow import Follower
 from streams.forgetting.following import Remembered
+from streams.heap import settle_heap
 from streams.ledger import Ledger, partition_counts
 from streams.measuring import show_budget, show_stages
 from streams.serving import Serving
@@ -48,6 +50,7 @@ log = logging.getLogger(__name__)
 get_logger("aiokafka").setLevel(logging.WARNING)
 get_logger("kafka.admin._groups").setLevel(logging.ERROR)  # the watchdog's looks: it cannot read Faust's metadata
 
+LINGER_S = 0.04  # a hop beside seconds of model time; a tenth of the requests
 Act = Callable[..., Awaitable[Case]]  # (case, settings, models, deadline=) -> the case, further on
 _AGENTS: dict[Role, Act] = {"student": attempt, "judge": judge, "refiner": refine}
 
@@ -132,8 +135,10 @@ async def run_worker(
         show_budget(settings, budget)
         for app in apps:
             await app.start()
+            app.sensors.remove(app.monitor)  # Faust's own, which nobody reads; ours are in streams.measuring
         log.info("working on %s", ", ".join(roles))
         watchdog.start()
+        settle_heap()
         ready()
         await _first(
             stop.wait(),
@@ -182,13 +187,15 @@ def _build(
         consumer_auto_offset_reset="earliest",
         producer_max_request_size=settings.kafka.max_message_bytes + 100_000,
         producer_max_batch_size=BATCH_BYTES,
-        producer_linger=0.02,  # 20 ms a hop beside seconds of model time; a fifth of the requests
+        producer_linger=0,  # our messages leave together
         broker_client_id=client_name(role),
         consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
     )
     app.transport = Transport(app.conf.broker_consumer, app)
+    departures = Departures(LINGER_S)
 
     async def produce(topic: str, key: bytes, value: bytes) -> None:
+        await departures.next()
         try:
             if stage.tracing is None:
                 await app.producer.send_and_wait(topic, key, value, None, None, None)
