@@ -30,6 +30,7 @@ class CompiledMapping:
         self._expressions = {field: compiled(text) for field, text in mapping.expressions().items()}
         self.reads_prompts = bool(mapping.messages or mapping.prompt)
         self.batched = "items" in self._expressions
+        self._overlays = [name for name in self._expressions if name not in ("items", "messages", "prompt", "system")]
 
     def items(self, body: Any) -> list[Any]:
         """Returns the calls in a record, as `items` says."""
@@ -74,8 +75,8 @@ class CompiledMapping:
     def overlaid(self, record: Record, body: Any) -> Record:
         """Returns a record with the fields that expressions find in its body. Raises RecordError."""
         changes: dict[str, Any] = {}
-        for field in self._expressions:
-            value = self._find(field, body) if field not in ("items", "messages", "prompt", "system") else None
+        for field in self._overlays:
+            value = self._find(field, body)
             if value is None:
                 continue
             if field in _NAMES:
@@ -118,10 +119,11 @@ class _Path:
         self._names = expression.split(".")
 
     def search(self, body: Any) -> Any:
-        for name in self._names:
-            if body.__class__ is not dict:
-                return None
-            body = body.get(name)
+        try:
+            for name in self._names:
+                body = body[name]
+        except (KeyError, TypeError):  # not there, or inside what is no object
+            return None
         return body
 
 

@@ -29,6 +29,7 @@ from streams.shapes.langfuse import is_langfuse, read_langfuse
 from streams.shapes.litellm import is_litellm, read_litellm
 from streams.shapes.openai import is_openai, read_openai
 from streams.shapes.otlp import Spans, is_otlp
+from streams.shapes.otlp_export import BEGINNING, EXPORT, Export, read_export
 from streams.shapes.schema_registry import Registry, named_in_headers, split_magic
 from streams.shapes.streamed import is_chunk
 from streams.shapes.values import keys, kind
@@ -48,6 +49,14 @@ _SHAPES: tuple[tuple[str, Callable[[dict[str, Any]], bool], Callable[[dict[str, 
     ("langfuse", is_langfuse, read_langfuse),
     ("openai", is_openai, read_openai),
 )
+_OPENAI = _SHAPES[-1:]
+_ENVELOPES = frozenset(("specversion", "resourceSpans", "payload", "op", "__deleted"))  # one of these is in each
+_PRODUCTS = frozenset(  # one of these is in every record of the other shapes
+    (
+        "litellm_call_id", "model_map_information", "workload_id", "request_body", "provided_model_name",
+        "providedModelName", "observation_id",
+    )
+)  # fmt: skip
 
 
 class Reader:
@@ -133,6 +142,8 @@ class _Walk:
         if value[:1] < _NO_MAGIC and (framed := split_magic(value)) is not None:
             self.trail += "schema-registry/"
             self._open(self._registry.decode(*framed), context, depth + 1)
+        elif EXPORT in value[:BEGINNING] and depth <= MAX_DEPTH and (export := read_export(value)) is not None:
+            self._spans(export, context)
         else:
             self._open(parse_json(value), context, depth)
 
@@ -169,7 +180,9 @@ class _Walk:
             self._add(error)
 
     def _object(self, body: dict[str, Any], context: dict[str, Any], depth: int) -> None:
-        if "specversion" in body and is_structured(body):
+        if _ENVELOPES.isdisjoint(body):
+            self._call(body, context, depth)
+        elif "specversion" in body and is_structured(body):
             self.trail += "cloudevents/"
             data = structured_data(body)
             context = context | context_of(body)
@@ -192,7 +205,7 @@ class _Walk:
         column = None if known else only_column(row)
         self._open(row if column is None else column, context, depth)
 
-    def _spans(self, body: dict[str, Any], context: dict[str, Any]) -> None:
+    def _spans(self, body: dict[str, Any] | Export, context: dict[str, Any]) -> None:
         self._shape = "otlp"
         spans = Spans(body, self.index)
         for one in spans.calls():
@@ -255,7 +268,7 @@ class _Walk:
 
 
 def _shape_of(body: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], Record]] | None:
-    for name, fits, read in _SHAPES:
+    for name, fits, read in _OPENAI if _PRODUCTS.isdisjoint(body) else _SHAPES:
         if fits(body):
             return name, read
     return None

@@ -54,11 +54,12 @@ def read_messages(raw: Any, where: str = "messages") -> tuple[Message, ...]:
             raise RecordError("wrong_type", f"one of `{where}` is {kind(item)}, expected an object")
         content, role = item.get("content"), item.get("role")
         if content.__class__ is str and len(item) == 2 and role in _PLAIN:
-            if _MARK in content or content[:1] in _FIRST:
+            if content[:1] in _FIRST or _MARK in content:
                 check_text(content, where)
             messages.append(Message(role, content))
-            asked = asked or (role == "user" and not content.isspace() and content != "")
-        elif role in _PLAIN and "parts" in item and len(item) <= 3 and (content := _said_in_parts(item)) is not None:
+            if role == "user" and not asked:
+                asked = content != "" and not content.isspace()
+        elif role in _PLAIN and (content := _said_in_parts(item)) is not None:
             check_text(content, where)
             messages.append(Message(role, content))
             asked = asked or (role == "user" and not content.isspace() and content != "")
@@ -77,11 +78,11 @@ def read_completion(raw: Any, where: str) -> tuple[Message, ...]:
     """Returns an answer: an assistant's message, a text, or an array of either; nothing where there is none."""
     if not raw:
         return ()
-    if raw.__class__ is list and len(raw) == 1 and raw[0].__class__ is dict and raw[0].get("role") == "assistant":
+    if raw.__class__ is list and len(raw) == 1 and raw[0].__class__ is dict:
         (only,) = raw
-        if len(only) == 2 and only.get("content").__class__ is str:
+        if len(only) == 2 and only.get("content").__class__ is str and only.get("role") == "assistant":
             raw = only
-        elif "parts" in only and len(only) <= 3 and (said := _said_in_parts(only)) is not None:
+        elif only.get("role") == "assistant" and (said := _said_in_parts(only)) is not None:
             check_text(said, where)
             return (Message("assistant", _spoken(said)),)
     if (
@@ -131,12 +132,17 @@ def asked_and_answered(messages: tuple[Message, ...]) -> tuple[tuple[Message, ..
 
 
 def only_text(parts: list[Any], types: tuple[str, ...] = _TEXT) -> str:
-    """Returns the text of an array of one part, where that is of text; "" for any other."""
-    part = parts[0]
-    if part.__class__ is dict and part.get("type") in types:
-        said = part.get("text")
-        return said if said.__class__ is str else ""
-    return ""
+    """Returns the text of an array of parts that holds one and thinking at most; "" for any other."""
+    said = ""
+    for part in parts:
+        name = part.get("type") if part.__class__ is dict else None
+        if name.__class__ is not str or (said and name in types):
+            return ""
+        if name in types and part.get("text").__class__ is str:
+            said = part["text"]
+        elif name not in _THINKING:
+            return ""
+    return said
 
 
 def check_text(content: str, where: str) -> None:
@@ -158,7 +164,7 @@ def _message(item: dict[str, Any], where: str) -> list[Message]:
         raise RecordError("wrong_type", f"`{where}[].role` is {kind(role)}, expected text")
     role = _ROLES.get(role, role)
     content = item.get("content")
-    if "parts" in item and len(item) <= 3 and (said := _said_in_parts(item)) is not None:
+    if (said := _said_in_parts(item)) is not None:
         check_text(said, where)
         return [Message(role, said)]
     calls = _calls(item, where)
@@ -188,8 +194,8 @@ def _message(item: dict[str, Any], where: str) -> list[Message]:
 
 def _said_in_parts(item: dict[str, Any]) -> str | None:
     """Returns the text of OTLP's usual message, which holds one part; None for any other."""
-    parts = item["parts"]
-    if parts.__class__ is list and len(parts) == 1 and item.get("content") is None:
+    parts = item.get("parts")
+    if parts.__class__ is list and len(parts) == 1 and len(item) <= 3 and item.get("content") is None:
         part = parts[0]
         if part.__class__ is dict and part.get("type") == "text" and part.get("content").__class__ is str:
             said: str = part["content"]

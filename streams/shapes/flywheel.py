@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from streams.records import Record
+from streams.records import Record, set_field
 from streams.shapes.openai import read_halves
 from streams.shapes.values import first, time_ms
+
+_OWN = frozenset(("request", "response", "timestamp", "client_id", "workload_id"))  # nothing else to look for
 
 
 def is_flywheel(body: dict[str, Any]) -> bool:
@@ -18,6 +18,10 @@ def is_flywheel(body: dict[str, Any]) -> bool:
 
 def read_flywheel(body: dict[str, Any]) -> Record:
     """Returns the record."""
-    record = read_halves(body["request"], body.get("response"), body, "flywheel")
-    ts_ms = time_ms(body.get("timestamp")) or record.ts_ms
-    return msgspec.structs.replace(record, ts_ms=ts_ms, source=first(body.get("client_id")))
+    around = {} if body.keys() <= _OWN else body
+    record = read_halves(body["request"], body.get("response"), around, "flywheel")
+    set_field(record, "ts_ms", time_ms(body.get("timestamp")) or record.ts_ms)
+    set_field(record, "source", first(body.get("client_id")))
+    if not around and not record.workload:
+        set_field(record, "workload", first(body["workload_id"]))
+    return record

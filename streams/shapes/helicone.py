@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from schemas.errors import RecordError
-from streams.records import Record
+from streams.records import Record, set_field
 from streams.shapes.openai import read_halves
 from streams.shapes.values import amount, first, number, obj, parsed, time_ms
 
@@ -29,27 +27,27 @@ def read_helicone(body: dict[str, Any]) -> Record:
         if half.__class__ is dict and len(half) == 1 and "model" in half:
             raise RecordError("redacted", f"`{name}` holds the model alone; {_OMITTED[name]} takes the rest out")
     record = read_halves(halves["request_body"], halves["response_body"], body, "helicone")
-    properties = {str(name).lower(): value for name, value in obj(body.get("request_properties")).items()}
+    if properties := obj(body.get("request_properties")):
+        properties = {str(name).lower(): value for name, value in properties.items()}
+        session = first(*[properties.get(name) for name in ("helicone-session-id", "session_id", "session")])
+        set_field(record, "session_id", session or record.session_id)
+        set_field(record, "workload", first(properties.get("workload"), properties.get("app"), record.workload))
     feedback: dict[str, Any] = {}
     if scores := obj(body.get("scores")):
         feedback["scores"] = scores
     rating = parsed(body.get("feedback_rating"))
     if rating is not None and rating != "":
         feedback["rating"] = rating
-    return msgspec.structs.replace(
-        record,
-        event_id=first(body.get("request_id"), record.event_id),
-        ts_ms=time_ms(body.get("request_created_at")) or record.ts_ms,
-        source="helicone",
-        session_id=first(properties.get("helicone-session-id"), properties.get("session_id"), properties.get("session"))
-        or record.session_id,
-        workload=first(properties.get("workload"), properties.get("app"), record.workload),
-        user=first(body.get("request_user_id"), record.user),
-        model=first(record.model, body.get("response_model"), body.get("request_model")),
-        prompt_tokens=record.prompt_tokens or number(body.get("prompt_tokens")),
-        completion_tokens=record.completion_tokens or number(body.get("completion_tokens")),
-        cost_usd=next(
-            (c for name in ("cost", "cost_usd", "costUSD") if (c := amount(body.get(name))) is not None), None
-        ),
-        feedback=feedback,
-    )
+    set_field(record, "source", "helicone")
+    set_field(record, "feedback", feedback)
+    set_field(record, "event_id", first(body.get("request_id"), record.event_id))
+    set_field(record, "ts_ms", time_ms(body.get("request_created_at")) or record.ts_ms)
+    set_field(record, "user", first(body.get("request_user_id"), record.user))
+    costs = (c for name in ("cost", "cost_usd", "costUSD") if (c := amount(body.get(name))) is not None)
+    set_field(record, "cost_usd", next(costs, None))
+    if not record.model:
+        set_field(record, "model", first(body.get("response_model"), body.get("request_model")))
+    for name in ("prompt_tokens", "completion_tokens"):
+        if not getattr(record, name):
+            set_field(record, name, number(body.get(name)))
+    return record

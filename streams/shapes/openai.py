@@ -59,7 +59,7 @@ def _from_anthropic(request: dict[str, Any], response: dict[str, Any]) -> tuple[
     usage = response.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     content = response.get("content")
-    if content.__class__ is list and len(content) == 1:
+    if content.__class__ is list:
         content = only_text(content) or content
     choice = {"message": {"role": "assistant", "content": content}}
     counts = {"prompt_tokens": usage.get("input_tokens"), "completion_tokens": usage.get("output_tokens")}

@@ -12,7 +12,7 @@ from streams.shapes.chat import asked_and_answered, read_completion, read_messag
 from streams.shapes.streamed import is_chunk, whole_response
 from streams.shapes.values import amount, first, keys, kind, number, obj, params, parsed, text, time_ms, tools
 
-# What may stand beside the two halves, apart from ids and times: these are asked for where the answer has none.
+# What may stand beside the two halves, apart from ids, times and cost.
 _TOLD = frozenset(
     ("trace_id", "traceparent", "span_id", "session_id", "conversation_id", "workload_id", "workload", "user_id")
 )
@@ -20,7 +20,8 @@ _TOLD = frozenset(
 
 def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str = "openai-chat") -> Record:
     """Returns the record of one chat completion; `around` is the object that holds both halves."""
-    response = whole_response(response)
+    if response.__class__ is not dict or "chunks" in response or "streamed_data" in response:
+        response = whole_response(response)
     if response is None:
         response = {}
     if response.__class__ is not dict:
@@ -44,17 +45,14 @@ def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], sh
     usage = response.get("usage")
     usage = usage if usage.__class__ is dict else {}
     offered = request.get("tools") or _legacy_functions(request.get("functions"))
-    event_id, created, model, user = (
-        response.get("id"),
-        response.get("created"),
-        response.get("model"),
-        request.get("user"),
-    )
+    event_id, model, user = response.get("id"), response.get("model"), request.get("user")
+    if event_id.__class__ is not str or not event_id:
+        event_id = first(event_id, around.get("request_id"), around.get("id"), request.get("id"))
     record = Record(
         messages=messages,
         completion=completion,
-        event_id=event_id if event_id.__class__ is str else first(event_id),
-        ts_ms=time_ms(created) if created else 0,
+        event_id=event_id,
+        ts_ms=time_ms(response.get("created") or around.get("timestamp") or around.get("created_at")),
         user=user if user.__class__ is str else first(user),
         model=model if model.__class__ is str and model else text(model) or text(request.get("model")),
         tools=tools(offered) if offered else (),
@@ -66,11 +64,8 @@ def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], sh
         shape=shape,
     )
     metadata = request.get("metadata")
-    if metadata or not (event_id and created) or "safety_identifier" in request or not _TOLD.isdisjoint(around):
-        told = _told(request, around, metadata if metadata.__class__ is dict else {})
-        if not created:
-            told["ts_ms"] = time_ms(around.get("timestamp") or around.get("created_at"))
-        complete(record, shape, told)
+    if metadata or "safety_identifier" in request or not _TOLD.isdisjoint(around):
+        complete(record, shape, _told(request, around, metadata if metadata.__class__ is dict else {}))
     return record
 
 
@@ -78,7 +73,6 @@ def _told(request: dict[str, Any], around: dict[str, Any], metadata: dict[str, A
     """Returns what is told of a call beside its two halves, as fields of a record."""
     get = around.get
     return {
-        "event_id": first(get("request_id"), get("id"), request.get("id")),
         "trace_id": first(get("trace_id"), metadata.get("trace_id")),
         "traceparent": logged_parent(around, metadata),
         "session_id": first(get("session_id"), metadata.get("session_id"), get("conversation_id")),

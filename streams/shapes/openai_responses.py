@@ -75,7 +75,7 @@ def _items(items: Any, where: str) -> list[dict[str, Any]]:
         name = item.get("type", "message")
         if name == "message":
             content = item.get("content")
-            if content.__class__ is list and len(content) == 1:
+            if content.__class__ is list:
                 content = only_text(content, _TEXTS) or content
             messages.append({"role": item.get("role", "assistant"), "content": content})
         elif name == "function_call":

@@ -12,11 +12,11 @@ from typing import Any
 from schemas.errors import RecordError
 from schemas.tracing.context import joined
 from streams.records import Found, Record, complete
+from streams.shapes.otlp_export import MAX_DEPTH, Export, attributes_in, whole_number
 from streams.shapes.otlp_layout import Attributes, layout_of
-from streams.shapes.otlp_messages import answered_by, asked_of, offered_to
+from streams.shapes.otlp_messages import Events, answered_by, asked_of, offered_to
 from streams.shapes.values import amount, first, kind, number, obj, params, time_ms
 
-_MAX_DEPTH = 32
 _CHAT = ("chat", "text_completion", "generate_content", "completion", "message")
 
 
@@ -28,7 +28,7 @@ def is_otlp(body: dict[str, Any]) -> bool:
 class Spans:
     """The spans of one export. `seen` counts them all, so that a call's number stays when we learn to read more."""
 
-    def __init__(self, body: dict[str, Any], start: int) -> None:
+    def __init__(self, body: dict[str, Any] | Export, start: int) -> None:
         self._body = body
         self.seen = start
 
@@ -37,7 +37,31 @@ class Spans:
 
         Raises RecordError where the export itself is broken.
         """
-        for resource in _objects(self._body["resourceSpans"], "resourceSpans"):
+        return self._in_export(self._body) if isinstance(self._body, Export) else self._in_object(self._body)
+
+    def _in_export(self, export: Export) -> Iterator[Found]:
+        for resource in export.resourceSpans:
+            of_resource: Attributes | None = None
+            for span in resource.spans():
+                index = self.seen
+                self.seen += 1
+                try:
+                    attributes = attributes_in(span.attributes)
+                    convention = _convention(attributes)
+                    if not convention:
+                        continue
+                    _check_status(span.status, attributes)
+                    if of_resource is None:
+                        of_resource = attributes_in(resource.resource.attributes if resource.resource else None)
+                    events = [(first(event.name), attributes_in(event.attributes)) for event in span.events or ()]
+                    ids = (first(span.traceId), first(span.spanId), span.flags)
+                    record = _read_span(ids, span.startTimeUnixNano, attributes, events, of_resource, convention)
+                    yield Found(index, record, convention)
+                except RecordError as error:
+                    yield Found(index, error, "otlp")
+
+    def _in_object(self, body: dict[str, Any]) -> Iterator[Found]:
+        for resource in _objects(body["resourceSpans"], "resourceSpans"):
             of_resource: Attributes | None = None
             scopes = resource.get("scopeSpans", resource.get("instrumentationLibrarySpans"))
             for scope in _objects(scopes if scopes is not None else [], "scopeSpans"):
@@ -51,54 +75,54 @@ class Spans:
                             continue
                         if of_resource is None:
                             of_resource = attributes_of(obj(resource.get("resource")).get("attributes"))
-                        yield Found(index, _read_span(span, attributes, of_resource, convention), convention)
+                        _check_status(span.get("status"), attributes)
+                        events = [
+                            (first(event.get("name")), attributes_of(event.get("attributes")))
+                            for event in (_objects(span["events"], "events") if span.get("events") else ())
+                        ]
+                        ids = (first(span.get("traceId")), first(span.get("spanId")), span.get("flags"))
+                        began = span.get("startTimeUnixNano")
+                        record = _read_span(ids, began, attributes, events, of_resource, convention)
+                        yield Found(index, record, convention)
                     except RecordError as error:
                         yield Found(index, error, "otlp")
 
 
-def attributes_of(raw: Any) -> Attributes:
+def attributes_of(raw: Any, depth: int = 0, where: str = "attributes") -> Attributes:
     """Returns OTLP's array of {key, value} as an object with plain values."""
     if raw.__class__ is list:
         try:
             found: Attributes = {
-                item["key"]: value["stringValue"] if "stringValue" in (value := item["value"]) else _plain(value, 0)
+                item["key"]: value["stringValue"] if "stringValue" in (value := item["value"]) else _plain(value, depth)
                 for item in raw
             }
             "".join(found)  # raises for a name that is no text
             return found
         except (KeyError, TypeError):
             pass  # some are not as they should be
-    return _table(_objects(raw, "attributes"), 0) if raw is not None else {}
+    found = {}
+    for item in _objects(raw, where) if raw is not None else ():
+        key = item.get("key")
+        if key.__class__ is str:
+            found[key] = _plain(item.get("value"), depth)
+    return found
 
 
 def _plain(value: Any, depth: int) -> Any:
     """Returns OTLP's AnyValue as a plain value; int64 comes as text."""
     if value.__class__ is not dict:
         return None
-    if depth > _MAX_DEPTH:
+    if depth > MAX_DEPTH:
         raise RecordError("too_deep", "an attribute is nested too deeply")
     if "stringValue" in value:
         return value["stringValue"]
     if "intValue" in value:
-        held = value["intValue"]
-        return int(held) if isinstance(held, str) and held.lstrip("-").isdecimal() and len(held) < 21 else held
+        return whole_number(value["intValue"])
     if "kvlistValue" in value:
-        return _table(_objects(_values(value["kvlistValue"]), "kvlistValue"), depth + 1)
+        return attributes_of(_values(value["kvlistValue"]), depth + 1, "kvlistValue")
     if "arrayValue" in value:
         return [_plain(one, depth + 1) for one in _objects(_values(value["arrayValue"]), "arrayValue")]
     return next((value[name] for name in ("doubleValue", "boolValue", "bytesValue") if name in value), None)
-
-
-def _table(pairs: list[dict[str, Any]], depth: int) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for pair in pairs:
-        key, value = pair.get("key"), pair.get("value")
-        if key.__class__ is str:
-            if value.__class__ is dict and depth <= _MAX_DEPTH and "stringValue" in value:
-                table[key] = value["stringValue"]
-            else:
-                table[key] = _plain(value, depth)
-    return table
 
 
 def _values(raw: Any) -> Any:
@@ -113,6 +137,8 @@ def _convention(attributes: Attributes) -> str:
     operation = attributes.get("gen_ai.operation.name", attributes.get("llm.request.type"))
     if operation is not None:
         return "otlp-genai" if operation in _CHAT else ""
+    if "gen_ai." not in (names := "\n".join(attributes)) and "llm." not in names:
+        return ""
     for name in attributes:
         if name[:7] == "gen_ai." and name[7:13] in ("input.", "prompt", "reques", "system", "output"):
             return "otlp-genai"
@@ -121,36 +147,42 @@ def _convention(attributes: Attributes) -> str:
     return ""
 
 
-def _read_span(span: dict[str, Any], attributes: Attributes, resource: Attributes, shape: str) -> Record:
-    get = attributes.get
-    status = span.get("status")
+def _check_status(status: Any, attributes: Attributes) -> None:
     code = (status if status.__class__ is dict else obj(status)).get("code")
-    if code in (2, "2", "STATUS_CODE_ERROR") or get("error.type"):
+    if code in (2, "2", "STATUS_CODE_ERROR") or attributes.get("error.type"):
         raise RecordError("failed_call", "the span's status is an error")
-    events: list[tuple[str, Attributes]] = []
-    if span.get("events"):
-        for event in _objects(span["events"], "events"):
-            events.append((first(event.get("name")), attributes_of(event.get("attributes"))))
+
+
+def _read_span(
+    ids: tuple[str, str, Any], began: Any, attributes: Attributes, events: Events, resource: Attributes, shape: str
+) -> Record:
+    """Returns the record of a span with ids (trace, span, flags) that began at a time in ns."""
+    get, (trace_id, span_id, flags) = attributes.get, ids
     finish = get("gen_ai.response.finish_reasons")
     finish = finish[0] if isinstance(finish, list) and finish else finish
     layout = layout_of(attributes)
     numbered = {} if "gen_ai.input.messages" in attributes else layout.groups(attributes)
     completion, said_finish = answered_by(attributes, events, numbered)
-    told: dict[str, Any] = {field: first(*[attributes[name] for name in names]) for field, names in layout.names}
+    told: dict[str, Any] = {}
+    for field, names in layout.names:
+        value = attributes[names[0]]
+        told[field] = value if value.__class__ is str and value else first(*[attributes[name] for name in names])
     for field, names in layout.counts:
-        told[field] = number(next((value for name in names if (value := attributes[name]) is not None), None))
+        value = attributes[names[0]]
+        if value is None:
+            value = next((attributes[name] for name in names if attributes[name] is not None), None)
+        told[field] = number(value)
     given = {param: attributes[name] for param, name in layout.params if attributes[name] is not None}
     if "llm.invocation_parameters" in attributes:
         given |= params(obj(attributes["llm.invocation_parameters"]))
     cost = get("gen_ai.usage.cost")
-    trace_id, span_id = first(span.get("traceId")), first(span.get("spanId"))
     record = Record(
         messages=asked_of(attributes, events, numbered),
         completion=completion,
-        ts_ms=time_ms(span.get("startTimeUnixNano")),
+        ts_ms=time_ms(began),
         source=first(resource.get("service.name")),
         trace_id=trace_id,
-        traceparent=joined(trace_id, span_id, span.get("flags")),
+        traceparent=joined(trace_id, span_id, flags),
         tools=offered_to(attributes, numbered),
         params=given,
         finish_reason=first(finish, said_finish, get("llm.finish_reason")),

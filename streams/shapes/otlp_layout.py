@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 Attributes = dict[str, Any]
 Groups = dict[str, list[dict[str, Any]]]  # prefix -> objects
-Place = tuple[str, tuple[str, ...]]  # an attribute's name, and where in its object it belongs
+Template = dict[str, Any]  # an object with the names of attributes in place of their values
 
 _MANY, _LONG = 256, 10_000  # attributes, and characters of all their names; a layout beyond is not kept
 _PREFIXES = (
@@ -47,22 +47,18 @@ class Layout(NamedTuple):
     names: list[tuple[str, list[str]]]
     counts: list[tuple[str, list[str]]]
     params: list[tuple[str, str]]  # (of a call, attribute)
-    numbered: list[tuple[str, list[tuple[bool, list[Place]]]]]  # prefix, its objects in their order
+    numbered: list[tuple[str, list[Template]]]  # prefix, its objects in their order
 
     def groups(self, attributes: Attributes) -> Groups:
         """Returns attributes such as gen_ai.prompt.0.role as objects in their order, by prefix."""
-        groups: Groups = {}
-        for prefix, objects in self.numbered:
-            groups[prefix] = found = []
-            for plain, places in objects:
-                held: dict[str, Any] = {}
-                found.append(held)
-                for name, path in places:
-                    if plain:
-                        held[path[-1]] = attributes[name]
-                    else:
-                        _put(held, path, attributes[name])
-        return groups
+        return {prefix: [_filled(one, attributes) for one in templates] for prefix, templates in self.numbered}
+
+
+def _filled(template: Template, attributes: Attributes) -> dict[str, Any]:
+    return {
+        name: attributes[held] if held.__class__ is str else _filled(held, attributes)
+        for name, held in template.items()
+    }
 
 
 def layout_of(attributes: Attributes) -> Layout:
@@ -75,21 +71,18 @@ def layout_of(attributes: Attributes) -> Layout:
 
 @lru_cache(maxsize=512)
 def _layout(names: tuple[str, ...]) -> Layout:
-    groups: dict[str, dict[int, list[Place]]] = {}
+    groups: dict[str, dict[int, Template]] = {}
     for name in names:
         prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
         if prefix is not None:
             number, _, rest = name[len(prefix) :].partition(".")
             if rest and number.isdecimal() and len(number) <= 5:
-                groups.setdefault(prefix, {}).setdefault(int(number), []).append((name, tuple(rest.split("."))))
+                _put(groups.setdefault(prefix, {}).setdefault(int(number), {}), rest.split("."), name)
     return Layout(
         _present(_NAMES, names),
         _present(_COUNTS, names),
         [(param, name) for name, param in _PARAMS.items() if name in names],
-        [
-            (prefix, [(_is_plain([path for _, path in held]), held) for _, held in sorted(numbered.items())])
-            for prefix, numbered in groups.items()
-        ],
+        [(prefix, [_message(one) for _, one in sorted(numbered.items())]) for prefix, numbered in groups.items()],
     )
 
 
@@ -98,15 +91,18 @@ def _present(wanted: Mapping[str, tuple[str, ...]], names: Iterable[str]) -> lis
     return [(field, found) for field, found in there.items() if found]
 
 
-def _is_plain(paths: list[tuple[str, ...]]) -> bool:
-    """Whether an object is a message of plain fields: its own, or those of its `message`, which then stands for it."""
-    return all(len(path) == 1 for path in paths) or all(len(path) == 2 and path[0] == "message" for path in paths)
+def _message(template: Template) -> Template:
+    """Returns OpenInference's message where an object is that alone, and that of plain fields; else the object."""
+    message = template.get("message")
+    if len(template) > 1 or not isinstance(message, dict):
+        return template
+    return message if all(isinstance(held, str) for held in message.values()) else template
 
 
-def _put(table: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1][:16]:
-        inner = table.get(name)
+def _put(table: Template, path: list[str], name: str) -> None:
+    for part in path[:-1][:16]:
+        inner = table.get(part)
         if inner.__class__ is not dict:
-            inner = table[name] = {}
+            inner = table[part] = {}
         table = inner
-    table[path[-1]] = value
+    table[path[-1]] = name

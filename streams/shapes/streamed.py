@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Literal
 
 import msgspec
 
 from schemas.errors import RecordError
 from streams.shapes.values import kind
 
+_EVENT = re.compile(r"^data:[ \t]*(?!\[DONE\][ \t]*$)(\S.*)$", re.MULTILINE)
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    tool_calls: None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: _Delta | None = None
+    finish_reason: Any = None
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    """A piece of a streamed text, as nearly all are; one that calls a tool is none."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[_Choice] | None = None
+    id: Any = None
+    model: Any = None
+    created: Any = None
+    usage: Any = None
+
+
 _decode_lines = msgspec.json.Decoder().decode_lines
+_decode_chunks = msgspec.json.Decoder(_Chunk).decode_lines
 
 
 def whole_response(response: Any) -> Any:
@@ -18,14 +45,46 @@ def whole_response(response: Any) -> Any:
     Of anything else, what came in is returned.
     """
     if isinstance(response, str) and response.lstrip()[:5] == "data:":
-        response = _events(response)
+        response = _from_events(response)
     if isinstance(response, dict) and isinstance(response.get("chunks"), list):
         response = response["chunks"]
     elif isinstance(response, dict) and isinstance(response.get("streamed_data"), list | str):
         return whole_response(response["streamed_data"])
-    if isinstance(response, list) and response and all(is_chunk(piece) for piece in response):
+    if isinstance(response, list) and response and all(map(is_chunk, response)):
         return _joined(response)
     return response
+
+
+def _from_events(stream: str) -> Any:
+    """Returns the answer that a stream of texts makes up; of any other stream its events."""
+    events = "\n".join(_EVENT.findall(stream.replace("\r", "\n") if "\r" in stream else stream))
+    try:
+        if chunks := _decode_chunks(events):
+            return _joined_texts(chunks)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass
+    try:
+        return _decode_lines(events)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise RecordError("not_json", "an event of the streamed answer is not JSON") from None
+
+
+def _joined_texts(chunks: list[_Chunk]) -> dict[str, Any]:
+    said: list[str] = []
+    finish = None
+    for chunk in chunks:
+        for choice in chunk.choices or ():
+            if choice.index == 0:
+                finish = choice.finish_reason or finish
+                if choice.delta is not None and choice.delta.content:
+                    said.append(choice.delta.content)
+    whole: dict[str, Any] = {}
+    for name in ("id", "model", "created", "usage"):
+        for chunk in reversed(chunks):
+            if value := getattr(chunk, name):
+                whole[name] = value
+                break
+    return _answer(whole, {"role": "assistant", "content": "".join(said)}, finish)
 
 
 def is_chunk(body: Any) -> bool:
@@ -38,14 +97,6 @@ def is_chunk(body: Any) -> bool:
     return isinstance(choices, list) and any(isinstance(c, dict) and "delta" in c for c in choices)
 
 
-def _events(stream: str) -> list[Any]:
-    held = [line[5:].strip() for line in stream.splitlines() if line[:5] == "data:"]
-    try:
-        return _decode_lines("\n".join([data for data in held if data and data != "[DONE]"]))
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise RecordError("not_json", "an event of the streamed answer is not JSON") from None
-
-
 def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the chat completion that chunks make up, its first choice."""
     said: list[str] = []
@@ -53,10 +104,11 @@ def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     message: dict[str, Any] = {"role": "assistant"}
     finish = None
+    for name in ("id", "model", "created", "usage"):
+        value = next((chunk[name] for chunk in reversed(chunks) if chunk.get(name)), None)
+        if value is not None:
+            whole[name] = value
     for chunk in chunks:
-        for name in ("id", "model", "created", "usage"):
-            if chunk.get(name):
-                whole[name] = chunk[name]
         for choice in _array(chunk, "choices"):
             if not isinstance(choice, dict) or choice.get("index", 0) != 0:
                 continue
@@ -67,12 +119,17 @@ def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
             content = delta.get("content")
             if content is not None and not isinstance(content, str):
                 raise RecordError("wrong_type", f"`delta.content` is {kind(content)}, expected text")
-            said.append(content or "")
-            for piece in _array(delta, "tool_calls"):
+            if content:
+                said.append(content)
+            for piece in _array(delta, "tool_calls") if "tool_calls" in delta else ():
                 _add_call(calls, piece)
-    message["content"] = "".join(said) if any(said) or not calls else None
+    message["content"] = "".join(said) if said or not calls else None
     if calls:
         message["tool_calls"] = [calls[number] for number in sorted(calls)]
+    return _answer(whole, message, finish)
+
+
+def _answer(whole: dict[str, Any], message: dict[str, Any], finish: Any) -> dict[str, Any]:
     if finish is None:
         raise RecordError("truncated", "the streamed answer ends before its last chunk")
     return whole | {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}

@@ -11,6 +11,7 @@ import msgspec
 from schemas.errors import RecordError
 
 _decode = msgspec.json.Decoder().decode
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 # What of a product's call is worth keeping to repeat it. A list, so that no key or header of theirs slips in.
 _PARAMS = frozenset(
@@ -85,9 +86,9 @@ def time_ms(value: Any) -> int:
     if isinstance(value, str):
         if not value or len(value) > 40:
             return 0
-        if value.isascii() and value.isdigit():
+        if value[4:5] != "-" and value.isascii() and value.isdigit():
             value = int(value)
-        elif value.isascii() and value.replace(".", "", 1).isdigit():
+        elif value[4:5] != "-" and value.isascii() and value.replace(".", "", 1).isdigit():
             value = float(value)
         else:
             try:
@@ -100,6 +101,8 @@ def time_ms(value: Any) -> int:
         if value < _YEAR_3000_S * 10**3:
             return int(value)
         return int(value) // (10**3 if value < _YEAR_3000_S * 10**6 else 10**6)
+    if value.__class__ is float and 0 < value < _YEAR_3000_S:
+        return int(value * 1000)
     if isinstance(value, datetime):  # Avro's too
         return max(int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000), 0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
@@ -147,7 +150,7 @@ def arguments(value: Any) -> str:
     """Returns the arguments of a tool call as the text that chat completions carry."""
     if isinstance(value, str):
         return value
-    return "{}" if value is None else json.dumps(value, ensure_ascii=False)
+    return "{}" if value is None else _encode(value)
 
 
 def keys(body: dict[str, Any]) -> str:
