@@ -36,6 +36,7 @@ _ROLES = {
     "function": "tool",
 }
 _TEXT = ("text", "input_text", "output_text")
+_RESULT = frozenset(("role", "content", "tool_call_id"))
 _CALLING = frozenset(("role", "content", "tool_calls"))
 _THINKING = frozenset(("thinking", "redacted_thinking", "reasoning", "reasoning_content"))
 _TOOL_PARTS = frozenset(("tool_use", "tool_call", "tool_result", "tool_call_response", "tool-call", "tool-result"))
@@ -98,9 +99,7 @@ def read_completion(raw: Any, where: str) -> tuple[Message, ...]:
         raw.__class__ is dict
         and raw.keys() <= _CALLING
         and raw.get("role", "assistant") == "assistant"
-        and (calls := raw.get("tool_calls")).__class__ is list
-        and calls
-        and all(call.__class__ is dict and "function" in call for call in calls)  # as chat completions write them
+        and _are_calls(calls := raw.get("tool_calls"))
         and ((said := raw.get("content")) is None or said.__class__ is str)
     ):
         check_text(said or "", where)
@@ -167,6 +166,10 @@ def _message(item: dict[str, Any], where: str) -> list[Message]:
     if (said := _said_in_parts(item)) is not None:
         check_text(said, where)
         return [Message(role, said)]
+    if role == "tool" and item.keys() == _RESULT and content.__class__ is str and item["tool_call_id"].__class__ is str:
+        return [Message("tool", content, None, None, item["tool_call_id"])]
+    if content is None and role == "assistant" and item.keys() <= _CALLING and _are_calls(item.get("tool_calls")):
+        return [Message("assistant", None, None, item["tool_calls"])]
     calls = _calls(item, where)
     results: list[Message] = []
     if content is None and role == "assistant" and isinstance(item.get("refusal"), str):
@@ -247,6 +250,13 @@ def _tool_part(
         given = "\n".join(one["text"] for one in given or [])
     call_id = text(part.get("tool_use_id") or part.get("id") or part.get("toolCallId"))
     results.append(Message("tool", given if isinstance(given, str) else arguments(given), None, None, call_id))
+
+
+def _are_calls(raw: Any) -> bool:
+    """Whether something is an array of calls as chat completions write them."""
+    if raw.__class__ is not list or not raw:
+        return False
+    return all(call.__class__ is dict and "function" in call for call in raw)
 
 
 def _calls(item: dict[str, Any], where: str) -> list[dict[str, Any]]:

@@ -27,13 +27,13 @@ def read_helicone(body: dict[str, Any]) -> Record:
         if half.__class__ is dict and len(half) == 1 and "model" in half:
             raise RecordError("redacted", f"`{name}` holds the model alone; {_OMITTED[name]} takes the rest out")
     record = read_halves(halves["request_body"], halves["response_body"], body, "helicone")
-    if properties := obj(body.get("request_properties")):
+    if body.get("request_properties") and (properties := obj(body["request_properties"])):
         properties = {str(name).lower(): value for name, value in properties.items()}
         session = first(*[properties.get(name) for name in ("helicone-session-id", "session_id", "session")])
         set_field(record, "session_id", session or record.session_id)
         set_field(record, "workload", first(properties.get("workload"), properties.get("app"), record.workload))
     feedback: dict[str, Any] = {}
-    if scores := obj(body.get("scores")):
+    if body.get("scores") and (scores := obj(body["scores"])):
         feedback["scores"] = scores
     rating = parsed(body.get("feedback_rating"))
     if rating is not None and rating != "":
@@ -43,8 +43,9 @@ def read_helicone(body: dict[str, Any]) -> Record:
     set_field(record, "event_id", first(body.get("request_id"), record.event_id))
     set_field(record, "ts_ms", time_ms(body.get("request_created_at")) or record.ts_ms)
     set_field(record, "user", first(body.get("request_user_id"), record.user))
-    costs = (c for name in ("cost", "cost_usd", "costUSD") if (c := amount(body.get(name))) is not None)
-    set_field(record, "cost_usd", next(costs, None))
+    for name in ("costUSD", "cost_usd", "cost"):  # the last that is one counts
+        if name in body and (cost := amount(body[name])) is not None:
+            set_field(record, "cost_usd", cost)
     if not record.model:
         set_field(record, "model", first(body.get("response_model"), body.get("request_model")))
     for name in ("prompt_tokens", "completion_tokens"):

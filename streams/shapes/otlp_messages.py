@@ -102,10 +102,10 @@ def _instructions(attributes: Attributes) -> list[dict[str, Any]]:
 
 def _flat(numbered: dict[str, Any]) -> dict[str, Any]:
     """Returns one numbered message as a chat message."""
+    said = numbered.get("content")
+    if said.__class__ is str and said[:1] not in _MAY_BE_JSON and "role" in numbered and numbered.keys() <= _PLAIN:
+        return numbered if len(numbered) == 2 else {"role": numbered["role"], "content": said}
     message = _inner(numbered, "message")
-    said = message.get("content")
-    if said.__class__ is str and said[:1] not in _MAY_BE_JSON and "role" in message and message.keys() <= _PLAIN:
-        return {"role": message["role"], "content": said}
     found: dict[str, Any] = {
         name: message.get(name) for name in ("role", "content", "name", "tool_call_id") if name in message
     }
