@@ -21,7 +21,7 @@ from real_vllm import Server, free_port
 from tiny import CALLING_TEMPLATE, make_tiny_model
 
 from agents.judge import judge
-from agents.models import Models
+from agents.models import Completion, Models
 from agents.prompts import judge_messages, read_json, strategist_messages, strategy_schema, verdict_schema
 from agents.strategist import _ModelStrategy
 from agents.student import attempt, carried_over
@@ -29,7 +29,7 @@ from agents.verdict import read_vote
 from agents.verifiers.tool_calls import check_calls
 from schemas.case import Attempt, Case, Message, Source, Strategy, Verdict, Violation
 from schemas.chat import render_prompt
-from schemas.errors import BadAnswer
+from schemas.errors import BadAnswer, ModelError
 from schemas.record import case_record
 from schemas.settings import CarryOver, Model, Panel, Rubric, Rule, Scale, Settings, Task
 from schemas.settings.verifiers import ToolCallsCheck
@@ -206,3 +206,41 @@ def test_a_student_that_must_call_a_tool_calls_one_and_our_check_sees_what_the_s
     assert first.tool_calls[0]["function"]["name"] == "look_up"
     found = check_calls(ToolCallsCheck(required=True), first.text, case_record(case))
     assert all(finding.why.startswith("look_up: ") for finding in found)
+
+
+def test_calls_past_litellm_come_to_the_same_as_calls_through_it(world: World) -> None:
+    """Greedy, one after another: text, tokens, log-probability, calls, how it ended, errors."""
+    cold = msgspec.structs.replace(world.settings.tasks["toy"].student, temperature=0.0, max_tokens=40, retries=0)
+    tools: dict[str, Any] = {"tools": list(TOOLS), "tool_choice": "required"}
+
+    async def asked(direct: bool) -> list[Any]:
+        model = msgspec.structs.replace(cold, direct=direct)
+        task = Task(topics=("log",), rubric=RUBRIC, student=model, judge=model)
+        models = Models(Settings(tasks={"toy": task}), serving=lambda task, case_id: ("v0009-missing",))
+        deadline = asyncio.get_running_loop().time() + 600
+        known = [Message("user", "How much?"), Message("assistant", "5 mg"), Message("user", "süß 漢字 😀?")]
+        calls: list[dict[str, Any]] = [
+            {"role": "student", "messages": known},  # its adapter is not known there: the base answers
+            {"role": "judge", "messages": known, "response_format": verdict_schema(RUBRIC)},
+            {"role": "judge", "messages": known, "told": tools},
+            {"role": "judge", "messages": [Message("user", "long " * CONTEXT)]},
+            {"role": "judge", "messages": known, "model": msgspec.structs.replace(model, model="hosted_vllm/none")},
+            {"role": "judge", "messages": known, "model": msgspec.structs.replace(model, extra={"top_k": "x"})},
+        ]
+        came: list[Any] = []
+        for call in calls:
+            try:
+                answer = await models.complete(task="toy", deadline=deadline, **call)
+            except ModelError as error:
+                came.append((type(error), error.transient))
+                continue
+            calls_made = [one["function"] for one in answer.tool_calls]
+            came.append(msgspec.structs.replace(answer, latency_s=0.0, tool_calls=calls_made))
+        await models.close()
+        return came
+
+    past, through = asyncio.run(asked(direct=True)), asyncio.run(asked(direct=False))
+    assert past == through
+    assert [isinstance(one, Completion) for one in past] == [True, True, True, False, False, False]
+    assert past[0].adapter == ""
+    assert past[0].logprob < 0
