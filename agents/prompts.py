@@ -229,7 +229,7 @@ def _prompt(
     sections = {"conversation": to_chat(messages), **offered, **data}
     fenced = "\n\n".join(
         # Cleaned before it is encoded: a removal must not cut through the JSON that holds it.
-        fence(name, value, nonce) if isinstance(value, str) else _section(name, _json(_cleaned(value)), nonce)
+        fence(name, value, nonce) if isinstance(value, str) else _section(name, _clean_json(value), nonce)
         for name, value in sections.items()
     )
     announced = f"The data follows, under the code {nonce}."
@@ -239,6 +239,12 @@ def _prompt(
 
 def _section(name: str, text: str, nonce: str) -> str:
     return f"<<<{name} {nonce}>>>\n{text}\n<<<end {name} {nonce}>>>"
+
+
+def _clean_json(value: Any) -> str:
+    """Returns plain data as JSON, with every text in it cleaned of fences."""
+    text = _json(value)  # leaves every character of a fence as it is
+    return _json(_cleaned(value)) if _SUSPICIOUS.search(text) else text
 
 
 def _cleaned(value: Any) -> Any:

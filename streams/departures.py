@@ -1,7 +1,7 @@
 """Messages that leave together: what a stage sends within some milliseconds goes to the broker in one request.
 
-aiokafka lets each partition linger by itself, so that a request would carry one partition's messages. streams.worker
-has one for each role.
+aiokafka lets each partition linger by itself, so that a request would carry one partition's messages. In a worker the
+messages of all roles leave together, through one producer.
 """
 
 from __future__ import annotations

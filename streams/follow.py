@@ -59,7 +59,7 @@ class Follower:
                 self._stop.wait(1.0)
 
     def _read(self) -> None:
-        consumer = make_consumer(self._settings)
+        consumer = make_consumer(self._settings, fetch_max_wait_ms=2_000)  # a record ends the wait
         try:
             partitions = None
             while not partitions and not self._stop.is_set():
@@ -75,7 +75,7 @@ class Follower:
             while not self._stop.is_set():
                 if not self._ready.is_set() and all(consumer.position(tp) >= ends[tp] for tp in tps):
                     self._ready.set()
-                for records in consumer.poll(timeout_ms=300).values():
+                for records in consumer.poll(timeout_ms=500).values():
                     for record in records:
                         if record.key is not None and record.value is not None:
                             self._apply(record.key, record.value)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_POLL_MS = 500  # at most: a record ends it
+
 
 def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], None] = lambda: None) -> None:
     """Reads the source topics until `stop` is set.
@@ -80,7 +82,7 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
         while not stop.is_set():
             watchdog.check()
             # 1.
-            records = consumer.poll(timeout_ms=200)
+            records = consumer.poll(timeout_ms=_POLL_MS)
             if positions.settle():
                 near.load(positions.assigned())
                 if not announced:

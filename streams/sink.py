@@ -270,8 +270,8 @@ def run_sink(settings: Settings, *, stop: threading.Event, ready: Callable[[], o
         "sink",
         # Positions come from the chain. An offset the log no longer holds must halt the sink, not be skipped.
         auto_offset_reset="none",
-        fetch_min_bytes=64 << 10,  # few large fetches: rows wait for their file anyway
-        fetch_max_wait_ms=250,
+        fetch_min_bytes=1 << 20,  # few large fetches: rows wait for their file anyway
+        fetch_max_wait_ms=500,
         max_partition_fetch_bytes=4 << 20,
         max_poll_interval_ms=600_000,  # opening a long chain rebuilds its index
         session_timeout_ms=10_000,  # a killed sink is replaced soon; a slow one is fenced by the chain

@@ -119,6 +119,7 @@ async def run_worker(
     serving.changed = lambda task: loop.call_soon_threadsafe(models.preload, task)
     # 3.
     apps: list[Any] = []
+    departures = Departures(LINGER_S)
     watchdog = Watchdog(
         settings,
         [Membership(group_id(settings, r), client_name(r), [settings.topic(STAGE_INPUT[r])]) for r in roles],
@@ -127,7 +128,17 @@ async def run_worker(
         await ledger.start()
         for role in roles:
             act = functools.partial(distil, names=library) if role == "strategist" else _AGENTS[role]
-            app, stage = _build(role, settings, models, cluster, act, remembered.covers, partitions[role])
+            app, stage = _build(
+                role,
+                settings,
+                models,
+                cluster,
+                act,
+                remembered.covers,
+                departures,
+                lambda: apps[0].producer,  # all roles share one, and its requests
+                partitions[role],
+            )
             apps.append(app)
             stages[role] = stage
         _apply_pauses(stages, paused)
@@ -167,6 +178,8 @@ def _build(
     cluster: str,
     act: Act,
     forgets: Callable[[Case], bool],
+    departures: Departures,
+    producer: Callable[[], Any],
     partitions: int = 1,
 ) -> tuple[Any, Stage]:
     app = faust.App(
@@ -192,16 +205,15 @@ def _build(
         consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
     )
     app.transport = Transport(app.conf.broker_consumer, app)
-    departures = Departures(LINGER_S)
 
     async def produce(topic: str, key: bytes, value: bytes) -> None:
         await departures.next()
         try:
             if stage.tracing is None:
-                await app.producer.send_and_wait(topic, key, value, None, None, None)
+                await producer().send_and_wait(topic, key, value, None, None, None)
             else:
                 with stage.tracing.sending(topic, key) as headers:
-                    await app.producer.send_and_wait(topic, key, value, None, None, headers)
+                    await producer().send_and_wait(topic, key, value, None, None, headers)
         except (ProducerSendError, KafkaError) as error:
             raise undelivered(error) from error
 
