@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import shutil
 import threading
@@ -193,6 +195,21 @@ def test_a_base_is_read_anew_where_it_or_its_number_format_changed_or_a_run_fail
         loads_of(QUICK, progress=fail, resume=False)
     assert not resident.has_model
     assert loads_of(QUICK) == 1
+
+
+def test_a_base_is_read_where_the_log_cannot_be_written(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers.utils.logging import enable_progress_bar
+
+    from trainer.forward import read_base
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    enable_progress_bar()  # as in a process that has just started
+    monkeypatch.setattr("sys.stderr", Full())
+    assert read_base(base, QUICK, torch.device("cpu")).num_parameters() > 0
 
 
 def test_a_base_beyond_the_limit_is_not_kept(base: Path, tokenizer: Any, tmp_path: Path) -> None:

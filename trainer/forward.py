@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from schemas.adapters import MANIFEST, base_fingerprint, verify_adapter
 from schemas.errors import TrainingError
@@ -66,6 +67,7 @@ def load_base(base: Path, settings: Trainer, device: torch.device, resident: Res
 
 def read_base(base: Path, settings: Trainer, device: torch.device) -> Any:
     """Reads a base into main memory: fp32 for the CPU and bf16 for a GPU, unless trainer.dtype says otherwise."""
+    disable_progress_bar()  # where it cannot be written, as on a full disk, it keeps its lock: the next load would hang
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(settings.dtype, automatic)
     own = shares_prompts(AutoConfig.from_pretrained(base, local_files_only=True))
