@@ -31,7 +31,6 @@ import resource
 import signal
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -48,7 +47,7 @@ from bench.stub import Stub
 
 LATENCY_S = 0.1
 ROUNDS, WARM = 3, 200
-ITEMS = {"ours": 1500, "distilabel": 400, "curator": 600}  # some seconds each
+ITEMS = {"ours": 2000, "distilabel": 400, "curator": 600}  # some seconds each
 THEIRS = {"distilabel": "1.5.3", "curator": "0.1.31"}
 ENVIRONMENTS = Path(__file__).resolve().parents[2] / ".goldstream"
 QUIET = {
@@ -89,7 +88,7 @@ def measure(room: Path) -> Result:
                 texts = prompts(f"{name}{number}", ITEMS[name])
                 into = room / f"{name}{number}"
                 run = _ours(factory, stub, texts) if name == "ours" else _other(name, into, stub, texts, mine)
-                sys.stderr.write(f"  {name}: {run.items_per_s:.1f} items/s, {run.cpu_ms:.2f} ms of CPU an item\n")
+                print(f"  {name}: {run.items_per_s:.1f} items/s, {run.cpu_ms:.2f} ms of CPU an item", flush=True)
                 runs[name].append(run)
         factory.check(WARM + ROUNDS * ITEMS["ours"])
     return _result(runs)

@@ -29,7 +29,7 @@ CONFIG = """
 [worker]
 cases_in_flight = {in_flight}
 [sink]
-seconds_per_file = 0.5
+seconds_per_file = 1.0
 [intake]
 start_at = "earliest"
 holdout_share = 0.0
@@ -41,7 +41,7 @@ judge = {{ model = "hosted_vllm/judge", api_base = "{api_base}" }}
 refiner = {{ model = "hosted_vllm/refiner", api_base = "{api_base}" }}
 strategist = {{ model = "hosted_vllm/strategist", api_base = "{api_base}" }}
 """
-IN_FLIGHT = 128
+IN_FLIGHT = 256
 PROCESSES = ("intake", "worker", "retries", "sink")
 
 
@@ -74,7 +74,8 @@ class Factory:
         self._config.write_text(CONFIG.format(in_flight=in_flight, rule=RULE, api_base=api_base) + more)
         self._state = f"state_dir={room}/state"
         self._mine, self._others = mine, others
-        self._rows: dict[Path, int] = {}
+        self._seen: set[Path] = set()
+        self._rows, self._last = 0, 0.0
         self.settings: Settings = load_settings(self._config, [self._state], environ={})
         self.started_s = 0.0  # until every process of ours said that it works; the broker's start is not in it
 
@@ -112,7 +113,7 @@ class Factory:
                 raise TimeoutError(
                     f"{wanted - found[0]} of {len(texts)} cases have no row after {WAIT_S:.0f} s\n{tails}"
                 )
-            time.sleep(0.02)
+            time.sleep(0.1)
         took = Counter(self._cpu_s())
         took.subtract(cpu_s)
         return Ran(found[1] - wall, dict(took))
@@ -127,12 +128,13 @@ class Factory:
             raise AssertionError("a process died meanwhile")
 
     def _landed(self) -> tuple[int, float]:
-        """Returns the rows of all files that the sink has linked, and when it wrote the last one."""
+        """Returns the rows of all files that the sink has linked, and when it linked the last one."""
         for path in (self.settings.gold / "landing").glob("p=*/*.parquet"):
-            if path not in self._rows:
-                self._rows[path] = pq.read_metadata(path).num_rows
-        last = max((path.stat().st_ctime for path in self._rows), default=0.0)
-        return sum(self._rows.values()), last
+            if path not in self._seen:
+                self._seen.add(path)
+                self._rows += pq.read_metadata(path).num_rows
+                self._last = max(self._last, path.stat().st_ctime)
+        return self._rows, self._last
 
     def _cpu_s(self) -> dict[str, float]:
         pids = {child.name: child.process.pid for child in self._running.children if child.process}
