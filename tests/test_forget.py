@@ -87,6 +87,8 @@ def test_a_forgotten_user_is_gone_from_every_query_at_once(make_settings: Make, 
     report = json.loads(result.stdout)
     assert (report["rows"], report["cases"], report["by_outcome"]) == (2, ["req-0", "req-3"], {"gold": 2})
     assert '"ann"' not in result.stdout
+    reword = [line for line in report["by_hand"] if "goldstream strategies reword" in line]
+    assert [line.partition(" of ")[0] for line in reword] == [f"strategy s-{key_of(settings, 'user', 'ann')[:4]}"]
     everything = everything_told(settings)
     assert "req-1" in everything
     assert "req-0" not in everything

@@ -275,6 +275,26 @@ def test_a_prompt_on_a_terminal_goes_on_after_an_error_and_after_ctrl_c(settings
     assert history.stat().st_mode & 0o077 == 0
 
 
+# Exports
+
+
+def test_a_disk_that_refuses_an_export_is_told_and_the_one_before_stays(settings: Settings, tmp_path: Path) -> None:
+    command = ["gold", "export", "--format", "trl", "--set", f"state_dir={settings.state}"]
+    (tmp_path / "file").touch()
+    refused = CliRunner().invoke(cli, [*command, str(tmp_path / "file" / "out")])
+    assert "cannot write the export to" in str(refused.exception)
+    assert CliRunner().invoke(cli, [*command, str(tmp_path / "out")]).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    land(settings.gold, [ended(number) for number in range(3, 50)])
+    full = ["bash", "-c", 'ulimit -f 4; exec "$@"', "-", sys.executable, "-m", "goldstream"]
+    done = subprocess.run([*full, *command, str(tmp_path / "out"), "--force"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot write the export to" in done.stderr
+    assert "File too large" in done.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out", "state", "then.json"]
+
+
 # Without us
 
 

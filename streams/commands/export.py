@@ -54,6 +54,7 @@ def export(
     """
     from typing import cast
 
+    from schemas.errors import GoldError
     from schemas.tables import print_table
     from streams.export.formats import FORMATS, Name
     from streams.export.pairs import LEFT_OUT, Choice, Pairs
@@ -71,7 +72,13 @@ def export(
         with_contaminated=with_contaminated,
     )
     then = find_watermark(settings, as_of) if as_of is not None else None
-    found = export_gold(settings, cast(Name, name), out, choice, then, force=force)
+    try:
+        found = export_gold(settings, cast(Name, name), out, choice, then, force=force)
+    except OSError as error:
+        raise GoldError(
+            f"cannot write the export to {out}: {error.strerror or error}. Nothing of it is left, and what was there "
+            "is as it was. Free space there, or name a folder that may be written to."
+        ) from error
     if as_json:
         print_json(found)
         return

@@ -167,8 +167,9 @@ def _by_hand(
         )
     for task, name in strategies:
         yield (
-            f"strategy {name} of {task} was learned from these cases alone: read it with `goldstream strategies list "
-            f"--task {task}`, and reword it where it tells something of them"
+            f"strategy {name} of {task} was learned from these cases alone, and strategists are still shown its words: "
+            f"read them with `goldstream strategies list --task {task}`; where they tell something of the cases: "
+            f'goldstream strategies reword {name} --task {task} --mistake "..." --guardrail "..."'
         )
     if rows:
         yield (
