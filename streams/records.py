@@ -51,6 +51,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return tuple(call for message in self.completion for call in message.tool_calls or ())
 
 
+# What may stand beside the two halves of a call, apart from ids, times and cost.
+TOLD = frozenset(
+    ("trace_id", "traceparent", "span_id", "session_id", "conversation_id", "workload_id", "workload", "user_id")
+)
 set_field = msgspec.structs.force_setattr  # while a record is made; a copy for each field takes ten times as long
 
 

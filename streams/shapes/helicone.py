@@ -39,10 +39,14 @@ def read_helicone(body: dict[str, Any]) -> Record:
     if rating is not None and rating != "":
         feedback["rating"] = rating
     set_field(record, "source", "helicone")
-    set_field(record, "feedback", feedback)
-    set_field(record, "event_id", first(body.get("request_id"), record.event_id))
-    set_field(record, "ts_ms", time_ms(body.get("request_created_at")) or record.ts_ms)
-    set_field(record, "user", first(body.get("request_user_id"), record.user))
+    if feedback:
+        set_field(record, "feedback", feedback)
+    if event_id := first(body.get("request_id")):
+        set_field(record, "event_id", event_id)
+    if ts_ms := time_ms(body.get("request_created_at")):
+        set_field(record, "ts_ms", ts_ms)
+    if user := first(body.get("request_user_id")):
+        set_field(record, "user", user)
     for name in ("costUSD", "cost_usd", "cost"):  # the last that is one counts
         if name in body and (cost := amount(body[name])) is not None:
             set_field(record, "cost_usd", cost)

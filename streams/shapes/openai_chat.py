@@ -7,15 +7,10 @@ from typing import Any
 from schemas.case import Message
 from schemas.errors import RecordError
 from schemas.tracing.context import logged_parent
-from streams.records import Record, complete
+from streams.records import TOLD, Record, complete
 from streams.shapes.chat import asked_and_answered, read_completion, read_messages
 from streams.shapes.streamed import is_chunk, whole_response
 from streams.shapes.values import amount, first, keys, kind, number, obj, params, parsed, text, time_ms, tools
-
-# What may stand beside the two halves, apart from ids, times and cost.
-_TOLD = frozenset(
-    ("trace_id", "traceparent", "span_id", "session_id", "conversation_id", "workload_id", "workload", "user_id")
-)
 
 
 def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str = "openai-chat") -> Record:
@@ -64,7 +59,7 @@ def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], sh
         shape=shape,
     )
     metadata = request.get("metadata")
-    if metadata or "safety_identifier" in request or not _TOLD.isdisjoint(around):
+    if metadata or "safety_identifier" in request or not TOLD.isdisjoint(around):
         complete(record, shape, _told(request, around, metadata if metadata.__class__ is dict else {}))
     return record
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from schemas.errors import RecordError
 from schemas.tracing.context import logged_parent
-from streams.records import Record
+from streams.records import TOLD, Record, complete
 from streams.shapes.chat import only_text, read_completion, read_messages
 from streams.shapes.values import amount, arguments, first, kind, number, obj, params, parsed, text, time_ms, tools
 
@@ -24,44 +24,56 @@ def is_responses(request: dict[str, Any], response: Any) -> bool:
 
 def read_responses(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str) -> Record:
     """Returns the record of one response; `around` is the object that holds both halves."""
-    response = obj(response)
+    response = response if response.__class__ is dict else obj(response)
     if response.get("status") in ("failed", "cancelled") or (response.get("error") and not response.get("output")):
         raise RecordError("failed_call", "the response's status is not completed")
     said = parsed(request.get("input"))
     if said is None:
         raise RecordError("no_messages", "the response was logged without the request's `input`")
-    if first(request.get("previous_response_id"), response.get("previous_response_id")):
+    earlier = request.get("previous_response_id") or response.get("previous_response_id")
+    if earlier and first(request.get("previous_response_id"), response.get("previous_response_id")):
         raise RecordError(
             "no_messages", "the turns before are named by `previous_response_id` and not in the record; log them too"
         )
     instructions = request.get("instructions", response.get("instructions"))
     messages: list[Any] = [{"role": "system", "content": instructions}] if isinstance(instructions, str) else []
     messages += [{"role": "user", "content": said}] if isinstance(said, str) else _items(said, "input")
-    usage = obj(response.get("usage"))
+    usage = response.get("usage")
+    usage = usage if usage.__class__ is dict else obj(usage)
     output = response.get("output")
     answer = _items(output, "output") if output is not None else []
-    metadata = obj(request.get("metadata") or response.get("metadata"))
-    conversation = request.get("conversation") or response.get("conversation")
-    conversation = conversation.get("id") if isinstance(conversation, dict) else conversation
-    return Record(
+    event_id, model, user = response.get("id"), response.get("model"), request.get("user")
+    if event_id.__class__ is not str or not event_id:
+        event_id = first(event_id, around.get("request_id"), request.get("id"))
+    record = Record(
         messages=read_messages(messages, "input"),
         completion=read_completion(answer, "output"),
-        event_id=first(response.get("id"), around.get("request_id"), request.get("id")),
+        event_id=event_id,
         ts_ms=time_ms(response.get("created_at") or around.get("timestamp")),
-        trace_id=first(around.get("trace_id"), metadata.get("trace_id")),
-        traceparent=logged_parent(around, metadata),
-        session_id=first(around.get("session_id"), metadata.get("session_id"), conversation),
-        workload=first(around.get("workload_id"), metadata.get("workload")),
-        user=first(request.get("user"), request.get("safety_identifier"), around.get("user_id")),
-        model=first(response.get("model"), request.get("model")),
+        user=user if user.__class__ is str else first(user),
+        model=model if model.__class__ is str and model else first(model, request.get("model")),
         tools=tools(request.get("tools") or response.get("tools")),
         params=params(request),
         prompt_tokens=number(usage.get("input_tokens")),
         completion_tokens=number(usage.get("output_tokens")),
         finish_reason=first(response.get("status")),
-        cost_usd=amount(around.get("cost")),
+        cost_usd=amount(around["cost"]) if "cost" in around else None,
         shape=shape,
     )
+    given = request.get("metadata") or response.get("metadata")
+    conversation = request.get("conversation") or response.get("conversation")
+    if given or conversation or "safety_identifier" in request or not TOLD.isdisjoint(around):
+        metadata = obj(given)
+        conversation = conversation.get("id") if isinstance(conversation, dict) else conversation
+        told = {
+            "trace_id": first(around.get("trace_id"), metadata.get("trace_id")),
+            "traceparent": logged_parent(around, metadata),
+            "session_id": first(around.get("session_id"), metadata.get("session_id"), conversation),
+            "workload": first(around.get("workload_id"), metadata.get("workload")),
+            "user": first(request.get("safety_identifier"), around.get("user_id")),
+        }
+        complete(record, shape, told)
+    return record
 
 
 def _items(items: Any, where: str) -> list[dict[str, Any]]:

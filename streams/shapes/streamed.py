@@ -57,14 +57,16 @@ def whole_response(response: Any) -> Any:
 
 def _from_events(stream: str) -> Any:
     """Returns the answer that a stream of texts makes up; of any other stream its events."""
-    events = "\n".join(_EVENT.findall(stream.replace("\r", "\n") if "\r" in stream else stream))
+    held = stream.strip()[5:].replace("\n\n", "\n").split("\ndata:")
+    if held[-1].strip() == "[DONE]":
+        held.pop()
     try:
-        if chunks := _decode_chunks(events):
+        if chunks := _decode_chunks("\n".join(held)):
             return _joined_texts(chunks)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        pass
+        pass  # calls of tools, or lines of other kinds
     try:
-        return _decode_lines(events)
+        return _decode_lines("\n".join(_EVENT.findall(stream.replace("\r", "\n") if "\r" in stream else stream)))
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise RecordError("not_json", "an event of the streamed answer is not JSON") from None
 
