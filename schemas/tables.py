@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,10 +11,14 @@ import msgspec
 
 _CELL = 80  # characters; longer cells are cut in tables, never in JSON
 _PIPED_WIDTH = 160  # columns of a table that is not printed to a terminal
+_NARROWEST = 5  # characters of a column with its border; where not all have these, rows are printed one below another
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool, title: str = "") -> None:
-    """Prints rows to standard output: as a table, or as one JSON array of objects with ISO timestamps."""
+    """Prints rows to standard output: as a table, or as one JSON array of objects with ISO timestamps.
+
+    Rows of more columns than fit are printed one below another, a line for each column that has a value.
+    """
     if as_json:
         sys.stdout.write(to_json(columns, rows) + "\n")
         return
@@ -22,6 +26,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_jso
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    if title:
+        console.print(Text(f"\n{title}"))
+    if _NARROWEST * len(columns) > console.width:
+        for line in _below(columns, rows):
+            console.print(Text(line), soft_wrap=True)
+        return
     table = Table(header_style="bold")
     for number, name in enumerate(columns):
         numeric = any(_is_number(row[number]) for row in rows)
@@ -29,10 +40,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_jso
     for row in rows:
         # Text, not str: model output must not be read as markup.
         table.add_row(*(Text(cell_text(value)) for value in row))
-    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-    if title:
-        console.print(Text(f"\n{title}"))
     console.print(table)
+
+
+def _below(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    width = max(len(name) for name in columns)
+    for number, row in enumerate(rows, 1):
+        yield f"row {number}"
+        cells = [(cell_text(name), cell_text(value)) for name, value in zip(columns, row, strict=True)]
+        yield from (f"  {name:<{width}}  {text}" for name, text in cells if text)
+    if not rows:
+        yield f"no rows; the columns are {', '.join(map(cell_text, columns))}"
 
 
 def to_json(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, indent: int = 2) -> str:

@@ -258,6 +258,17 @@ def test_tables_cut_long_cells_and_show_no_control_characters(capsys: pytest.Cap
     assert cell_text(None) == ""
 
 
+def test_rows_wider_than_any_screen_are_printed_one_below_another(
+    gold: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_table(*query(gold, "FROM outcomes ORDER BY case_id"), as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("row ")] == [f"row {number}" for number in range(1, 8)]
+    assert ["case_id", "req-0"] in [line.split() for line in lines]
+    print_table(*query(gold, "FROM outcomes WHERE false"), as_json=False)
+    assert capsys.readouterr().out.startswith("no rows; the columns are schema_version, case_id, ")
+
+
 def test_an_empty_answer_is_an_empty_json_array() -> None:
     assert to_json(["a"], []) == "[]"
 

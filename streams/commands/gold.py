@@ -150,7 +150,8 @@ def gold_why(settings: Settings, case_id: str, as_of: str | None, as_json: bool)
 def gold_compact(settings: Settings, dry_run: bool, as_json: bool) -> None:
     """Move landing files into few large ones and take out what is forgotten; the sink does it by itself when due.
 
-    Readers and the sink go on meanwhile. What was superseded is removed after gold.grace_s.
+    Readers and the sink go on meanwhile. What was superseded is put aside after gold.grace_s, and removed
+    after as long again.
     """
     from streams.compaction.compact import compact
 
