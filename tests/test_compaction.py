@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from schemas.manifests import DataFile, Manifest, latest_manifest, manifest_numb
 from schemas.outcomes import OUTCOME_SCHEMA, outcome_row
 from schemas.settings.gold import Gold
 from streams.compaction.compact import _lock, compact
-from streams.compaction.keeper import Keeper, due
 from streams.compaction.plan import make_plan, why_due
 from streams.compaction.publish import publish
 from streams.forgetting.file import write_forgotten, writing
@@ -57,7 +54,11 @@ compact(Path(sys.argv[1]), Gold(grace_s=0.0, merge_files=2))
 
 @pytest.fixture
 def gold(tmp_path: Path) -> Path:
-    """Two partitions, four landing files, one of each ending; req-1 was dead and is redriven to gold."""
+    return filled(tmp_path)
+
+
+def filled(tmp_path: Path) -> Path:
+    """Returns a gold set of two partitions and four files, one of each ending; req-1 was dead and is redriven to gold."""
     land(tmp_path, [ended(0), ended(1, "dead")])
     land(tmp_path, [ended(1, "gold", epoch=1), ended(2, "unresolved")])
     land(tmp_path, [ended(10, "holdout", split="holdout"), ended(11, "dropped", reason="unsampled")], partition=1)
@@ -88,11 +89,6 @@ def data_files(gold: Path) -> list[str]:
 
 def landing_files(gold: Path) -> int:
     return len(list(gold.glob("landing/p=0*/*.parquet")))
-
-
-def listed(gold: Path, folder: str) -> int:
-    """Returns how many files a plain client finds."""
-    return int(plainly(gold, f"SELECT count(*) FROM glob('{gold}/{folder}/**')")[0][0])
 
 
 def forget(gold: Path, *keys: Forgetting) -> None:
@@ -260,62 +256,6 @@ def test_nothing_new_publishes_nothing(gold: Path) -> None:
     assert compact(gold, Gold(), dry_run=True).landing_files == 0
 
 
-def test_superseded_files_stay_for_the_grace_period_and_as_long_again_for_whoever_has_listed_them(gold: Path) -> None:
-    start_ms = 1_000_000_000_000
-    compact(gold, Gold(), now_ms=start_ms)
-    first = data_files(gold)
-    land(gold, [ended(40)])
-    compact(gold, Gold(merge_files=2), now_ms=start_ms + 200_000)
-    assert (manifest_numbers(gold), landing_files(gold), listed(gold, "landing/p=0*")) == ([0, 1, 2], 5, 5)
-    report = compact(gold, Gold(), now_ms=start_ms + 301_000)  # manifest 0 has gone, and what only it needed is aside
-    assert (manifest_numbers(gold), report.removed.manifests, report.removed.landing) == ([1, 2], 1, 0)
-    assert (landing_files(gold), listed(gold, "landing/p=0*"), listed(gold, "manifests")) == (5, 1, 1)
-    report = compact(gold, Gold(), now_ms=start_ms + 502_000)
-    assert (manifest_numbers(gold), listed(gold, "landing/p=0*")) == ([2], 0)
-    assert set(first) <= set(data_files(gold))
-    report = compact(gold, Gold(), now_ms=start_ms + 602_000)
-    assert (report.removed.landing, landing_files(gold)) == (4, 1)
-    report = compact(gold, Gold(), now_ms=start_ms + 803_000)
-    assert (report.removed.landing, landing_files(gold)) == (1, 0)
-    assert data_files(gold) == sorted(file.name for file in latest_manifest(gold).files)
-
-
-def test_a_file_put_aside_is_listed_no_more_and_still_opened_by_its_name(gold: Path) -> None:
-    (before,) = plainly(gold, f"SELECT list(file) FROM glob('{gold}/landing/p=0*/**')")[0]
-    opened = f"SELECT case_id FROM read_parquet({before}) ORDER BY ALL"
-    rows = plainly(gold, opened)
-    compact(gold, Gold(), now_ms=1_000_000_000_000)
-    compact(gold, Gold(), now_ms=1_000_000_301_000)
-    assert listed(gold, "landing/p=0*") == 0
-    assert plainly(gold, opened) == rows
-    moved = gold.rename(gold.with_name("moved"))
-    assert plainly(moved, opened.replace(str(gold), str(moved))) == rows
-    compact(moved, Gold(), now_ms=1_000_000_602_000)
-    assert landing_files(moved) == 0
-
-
-def test_what_a_power_cut_left_of_a_file_put_aside_is_cleaned_away(gold: Path) -> None:
-    compact(gold, Gold(), now_ms=1_000_000_000_000)
-    compact(gold, Gold(), now_ms=1_000_000_301_000)
-    shutil.rmtree(gold / "superseded")
-    before = everything(gold)
-    compact(gold, Gold(), now_ms=1_000_000_302_000)
-    assert (landing_files(gold), manifest_numbers(gold)) == (0, [1])
-    assert everything(gold) == before
-
-
-def test_copies_beside_the_files_that_hold_are_not_counted(gold: Path) -> None:
-    compact(gold, Gold())
-    land(gold, [ended(60)])
-    landing, data = read_chain(gold, 0)[-1].path, gold / latest_manifest(gold).files[0].name
-    before = plainly(gold, "FROM landed ORDER BY ALL")
-    for path in (landing, data):
-        (path.parent / "copy").mkdir()
-        shutil.copy(path, path.parent / "copy")
-        shutil.copy(path, path.with_suffix(".bak"))
-    assert plainly(gold, "FROM landed ORDER BY ALL") == before
-
-
 def test_forgotten_rows_lose_their_text_in_all_files_that_hold(gold: Path) -> None:
     compact(gold, Gold())
     land(gold, [ended(50, user="hash-of-b")])
@@ -374,28 +314,6 @@ def test_a_missing_compacted_file_fails_the_query_and_is_no_shorter_answer(gold:
         query(gold, "SELECT count(*) FROM outcomes")
     with pytest.raises(ChainBroken, match="cannot be read"):
         read_outcomes(gold)
-
-
-def test_the_keeper_compacts_when_it_is_due_and_stops_with_the_sink(gold: Path) -> None:
-    now = 0.0
-    settings = Gold(compact_files=3)
-    keeper = Keeper(gold, settings, lambda: now)
-    try:
-        keeper.tick()
-        assert due(gold, settings) == "4 landing files"
-        now = 6.0
-        keeper.tick()
-        deadline = time.monotonic() + 60
-        while latest_manifest(gold).number == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert due(gold, settings) is None
-    finally:
-        keeper.stop()
-    off = Keeper(gold, Gold(compact=False, compact_files=1), lambda: now)
-    now = 1000.0
-    off.tick()
-    assert latest_manifest(gold).number == 1
 
 
 def test_an_open_connection_follows_what_compaction_publishes(gold: Path) -> None:
