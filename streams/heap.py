@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-_NEW_OBJECTS, _YOUNG, _MIDDLE = 20_000, 20, 20  # before a look at the new, at these, at all; Python's own: 700, 10, 10
+_NEW_OBJECTS, _YOUNG, _MIDDLE = 10_000, 10, 10  # before a look at the new, at these, at all; Python begins at 700
 
 
 def settle_heap() -> None:
