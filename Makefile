@@ -95,7 +95,7 @@ $(TRL)/.ready: $(READY)
 
 # distilabel and curator for the row `chain` of bench alone, each by itself: they see nothing of ours.
 .goldstream/bench-%/.ready: deploy/constraints-%.txt | $(READY)
-	@echo "setting up $(@D): what ours is measured against"
+	@echo "setting up $(@D): what ours is measured against, up to 0.9 GB"
 	@$(BIN)/python -m venv $(@D)
 	@$(@D)/bin/pip install -q --disable-pip-version-check --no-deps -r $<
 	@touch $@
