@@ -58,7 +58,7 @@ def gold(tmp_path: Path) -> Path:
 
 
 def filled(tmp_path: Path) -> Path:
-    """Returns a gold set of two partitions and four files, one of each ending; req-1 was dead and is redriven to gold."""
+    """Returns a gold set of two partitions and four files, one of each ending; req-1 was dead and is gold now."""
     land(tmp_path, [ended(0), ended(1, "dead")])
     land(tmp_path, [ended(1, "gold", epoch=1), ended(2, "unresolved")])
     land(tmp_path, [ended(10, "holdout", split="holdout"), ended(11, "dropped", reason="unsampled")], partition=1)
