@@ -15,9 +15,9 @@ from bench.backlog import Backlog, backlog
 from bench.row import Result
 from bench.stub import Count
 
-LATENCY_S, IN_FLIGHT, ROUNDS = 1.0, 24, 8
+LATENCY_S, IN_FLIGHT, ROUNDS = 1.0, 24, 6
 WORKERS = (1, 2, 4)
-SETTLE_S = 3.0
+SETTLE_S = 2.0
 
 
 def measure(room: Path) -> Result:
