@@ -30,21 +30,23 @@ def measure(room: Path) -> Result:
         process = psutil.Process(worker.process.pid)
         _reached(cases, IN_FLIGHT)
         time.sleep(SETTLE_S)
-        first, began = _reached(cases, cases.stub.count().answered + 1), _cpu_s(process)
+        first, began, queued = _reached(cases, cases.stub.count().answered + 1), _cpu_s(process), _queued_s(process.pid)
         last = _reached(cases, first.answered + WAVES * IN_FLIGHT)
-        cpu_s = _cpu_s(process) - began
+        cpu_s, queued_s = _cpu_s(process) - began, _queued_s(process.pid) - queued
         if worker.restarts:
             raise RuntimeError("the worker has died: " + worker.tail(20))
     done, took_s = last.answered - first.answered, last.at_s - first.at_s
     rate, cpu_ms = done / took_s, 1000 * cpu_s / done
     return Result(
         figure=rate / ideal,
-        ours=f"{rate:.0f} cases/s, {cpu_ms:.2f} ms of CPU a case, {100 * cpu_s / took_s:.0f} % of a core",
+        ours=f"{rate:.0f} cases/s, {cpu_ms:.2f} ms of CPU a case, {100 * cpu_s / took_s:.0f} % of a core; "
+        f"others had it for {100 * queued_s / took_s:.0f} % of the time",
         theirs=f"{ideal:.0f} cases/s",
         detail={
             "cases_per_s": round(rate, 2),
             "worker_cpu_ms_a_case": round(cpu_ms, 3),
             "worker_share_of_its_core": round(cpu_s / took_s, 3),
+            "ready_but_others_ran": round(queued_s / took_s, 3),
             "calls_in_flight_at_most": last.peak,
             "seconds": round(took_s, 2),
         },
@@ -59,6 +61,12 @@ def _reached(cases: Backlog, answered: int) -> Count:
             raise TimeoutError(f"{count.answered} calls are answered after 120 s, not {answered}")
         time.sleep(0.02)
     return count
+
+
+def _queued_s(pid: int) -> float:
+    """Returns the seconds that a process's main thread was ready to run while others did."""
+    times = Path(f"/proc/{pid}/schedstat")
+    return int(times.read_text().split()[1]) / 1e9 if times.exists() else 0.0
 
 
 def _cpu_s(process: psutil.Process) -> float:
