@@ -308,6 +308,8 @@ class Models:
             call |= carried(told, model, call.get("extra_body"))
         if provider == "hosted_vllm" and (context := outgoing()):
             call["extra_headers"] = {**(call.get("extra_headers") or {}), **context}
+        if not direct and not load_litellm.cache_info().currsize:
+            await self._engines.made("litellm", load_litellm)
         what, started, asked = f"{role} of {task}: {call['model']}", time.perf_counter(), model
         try:
             if direct:
@@ -315,21 +317,19 @@ class Models:
             else:
                 answer, model = await self._through_litellm(call, model)
         except Exception as error:
-            keys = [_api_key(one) for one in (asked, *asked.fallbacks)]
+            keys = [call.get("api_key", ""), *(_api_key(one) for one in (asked, *asked.fallbacks))]
             raise failure(error, what, adapter, messages, keys) from None
         took_s = time.perf_counter() - started
         return read_completion(answer, model, adapter, took_s, what, offered="tools" in told)
 
     async def _through_litellm(self, call: dict[str, Any], model: Model) -> tuple[Answer, Model]:
         """Makes a call through LiteLLM; returns the answer and the model that gave it, which may be a fallback."""
-        imported = load_litellm.cache_info().currsize
-        litellm = load_litellm() if imported else await self._engines.made("litellm", load_litellm)
         call["messages"] = to_chat(call["messages"])
         if model.fallbacks:
             asked_for = {name: call[name] for name in ("messages", "response_format") if name in call}
             response, model = await self._routes.complete(model, _params, **asked_for)
         else:
-            response = await litellm.acompletion(**call)
+            response = await load_litellm().acompletion(**call)
         return answer_of(response), model
 
     def _connections(self) -> Direct:
