@@ -11,8 +11,21 @@ import asyncio
 from collections.abc import Coroutine, Generator
 from typing import Any
 
+from faust.transport import consumer
 from faust.transport.drivers import aiokafka
 from mode.services import Service, WaitResults
+
+
+class _NoTables:
+    """Faust draws a table of the offsets at each commit, for a line that only its developers' log shows."""
+
+    @staticmethod
+    def logtable(*rows: Any, **options: Any) -> str:
+        """Draws nothing."""
+        return ""
+
+
+consumer.terminal = _NoTables
 
 
 class HandsOn(Service):  # type: ignore[misc]  # Faust's types are not complete
