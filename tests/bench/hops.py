@@ -57,7 +57,7 @@ model = "hosted_vllm/none"
 model = "hosted_vllm/none"
 """
 PARTITIONS = 4
-CASES, WARM, ROUNDS = 2000, 300, 3
+CASES, WARM, ROUNDS = 1200, 200, 3
 AT_MOST_MS = 2.0  # CPU a case in all processes of ours
 WAIT_S = 120
 TEXT = "The patient reports a cough and takes 500 mg of metformin daily. " * 16  # about 1 KB
