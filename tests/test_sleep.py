@@ -126,8 +126,9 @@ def test_cases_wait_while_their_server_sleeps(settings: Settings, base: Path, vl
         loop = asyncio.get_running_loop()
         patient = Models(with_task(settings, student=msgspec.structs.replace(student, timeout_s=60)))
         await patient.warm("toy")
-        # LiteLLM's first call of a process takes longer than a case here may.
+        # The first call of a process takes longer than a case here may.
         await patient.complete("student", "toy", [Message("user", "red")], deadline=loop.time() + 60)
+        await patient.close()
         asleep = threading.Event()
         awake = threading.Event()
 
