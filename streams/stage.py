@@ -214,7 +214,7 @@ class Stage:
         try:
             # 1.
             before, hop = await self._next_hop(entry, value)
-            if self._forgets(hop.case):
+            if before is not None and self._forgets(hop.case):
                 before, hop = None, self._forgotten(hop.case)
             # 2.
             hop = self._noted(before, hop)

@@ -53,7 +53,7 @@ class Bench:
         self.held = False
         self.outage: float | None = None
         self.grow = ""
-        self.forgotten: set[str] = set()  # users
+        self.forgotten: set[str] = set()  # users and cases
         self._gates: dict[str, asyncio.Event] = {}
         self._events: asyncio.Queue[FakeEvent] = asyncio.Queue()
         self._offsets: dict[int, int] = defaultdict(int)
@@ -65,7 +65,7 @@ class Bench:
         )
         self.stage = Stage(
             role, settings, self._handle, self._produce, "c", lambda: self.generation, lambda: self.held, self._outage,
-            forgets=lambda case: case.user in self.forgotten,
+            forgets=lambda case: not self.forgotten.isdisjoint((case.user, case.case_id)),
         )  # fmt: skip
         self._run = asyncio.create_task(self.stage.run(self._stream()))
 

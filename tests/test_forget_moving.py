@@ -35,7 +35,8 @@ def test_a_stage_does_not_work_on_what_is_forgotten_and_drops_what_is_forgotten_
     async def test(bench: Bench) -> None:
         bench.forgotten.add("hash of before")
         bench.hold("meanwhile")
-        for name in ("before", "meanwhile", "kept"):
+        bench.forgotten.add("by its id")
+        for name in ("before", "by its id", "meanwhile", "kept"):
             bench.send(name, user=f"hash of {name}")
         await bench.settle()
         bench.forgotten.add("hash of meanwhile")
@@ -43,12 +44,12 @@ def test_a_stage_does_not_work_on_what_is_forgotten_and_drops_what_is_forgotten_
         await bench.settle()
         assert bench.handled == ["meanwhile", "kept"]
         ended = {case.case_id: (topic, case) for topic, case in bench.produced}
-        for name in ("before", "meanwhile"):
+        for name in ("before", "by its id", "meanwhile"):
             topic, case = ended[name]
             assert topic == bench.stage.settings.topic(OUTCOMES)
             assert_bare(case)
         assert ended["kept"][1].messages
-        assert (bench.offsets, bench.stage.counts["forgotten"]) == ([0, 1, 2], 2)
+        assert (bench.offsets, bench.stage.counts["forgotten"]) == ([0, 1, 2, 3], 3)
 
     with_bench(test)
 
