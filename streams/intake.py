@@ -27,7 +27,6 @@ from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.flow import now_ms
 from streams.follow import Follower
 from streams.forgetting.following import Remembered
-from streams.heap import settle_heap
 from streams.measuring import count_admitted
 from streams.positions import Positions
 from streams.topics import cluster_id
@@ -87,7 +86,6 @@ def run_intake(settings: Settings, stop: threading.Event, ready: Callable[[], No
                 near.load(positions.assigned())
                 if not announced:
                     announced = True
-                    settle_heap()
                     ready()
             _hold(consumer, paused.is_set() or outage.lasts(), positions)
             if not records:

@@ -28,7 +28,6 @@ from schemas.tracing.context import carried
 from streams.clients import client_name, make_consumer, make_producer, subscribe
 from streams.flow import Hop, now_ms
 from streams.forgetting.following import Remembered
-from streams.heap import settle_heap
 from streams.measuring import show_waiting
 from streams.topics import cluster_id
 from streams.tracing import trace_hops
@@ -120,7 +119,6 @@ def run_retries(settings: Settings, stop: threading.Event, ready: Callable[[], N
                     queue.append(_Waiting(record.offset, due, hop, record.headers, time.time_ns()))
             if not announced and consumer.assignment():
                 announced = True
-                settle_heap()
                 ready()
             for tp in consumer.assignment():
                 full = len(waiting.get(tp, ())) >= _BUFFER_RECORDS

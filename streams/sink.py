@@ -32,7 +32,6 @@ from streams.clients import client_name, make_consumer, subscribe
 from streams.compaction.keeper import Keeper
 from streams.forgetting.following import Remembered
 from streams.forgetting.writing import Erasing
-from streams.heap import settle_heap
 from streams.landing import LandingChain
 from streams.partition_writer import PartitionWriter, Record
 from streams.topics import cluster_id
@@ -113,7 +112,6 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python car
             self._follow_changes()
             self._open_partitions()
             if ready is not None and self._joined and not self._to_open:
-                settle_heap()
                 ready()
                 ready = None
             # 2. Poll

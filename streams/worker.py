@@ -36,7 +36,6 @@ from streams.draining import Transport
 from streams.flow import now_ms
 from streams.follow import Follower
 from streams.forgetting.following import Remembered
-from streams.heap import settle_heap
 from streams.ledger import Ledger, partition_counts
 from streams.measuring import show_budget, show_stages
 from streams.serving import Serving
@@ -149,7 +148,6 @@ async def run_worker(
             app.sensors.remove(app.monitor)  # Faust's own, which nobody reads; ours are in streams.measuring
         log.info("working on %s", ", ".join(roles))
         watchdog.start()
-        settle_heap()
         ready()
         await _first(
             stop.wait(),
