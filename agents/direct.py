@@ -1,4 +1,4 @@
-"""Calls of vLLM's chat completions past LiteLLM, over one pool of kept connections: a twentieth of the CPU.
+"""Calls of vLLM's chat completions past LiteLLM, over one pool of kept connections, at less than a tenth of the CPU.
 
 agents.models comes here where agents.direct_request.goes_direct says so. What is above a single call (budget, breaker,
 retries, deadlines, metrics, spans) is the same on both ways, and so is what comes of a call: the errors raised here
