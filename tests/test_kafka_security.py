@@ -26,6 +26,7 @@ from schemas.kafka import client_options, tls_context
 from schemas.settings import ROLES, Settings, load_settings
 from streams.broker import SecureListener, broker_status, find_java, start_broker, stop_broker
 from streams.clients import make_admin, make_consumer, make_producer
+from streams.departures import Departures
 from streams.supervisor import Supervisor
 from streams.topics import create_topics, ensure_source_topic
 from streams.worker import _build
@@ -131,7 +132,8 @@ def test_faust_opens_no_web_server(make_secure: Callable[..., Settings], models:
     settings = make_secure(STUB_TASK.format(topic="secure-logs", api_base=models.api_base))
 
     async def built() -> list[Any]:
-        return [_build(role, settings, Models(settings), "cluster", attempt, lambda case: False)[0] for role in ROLES]
+        made = Models(settings), "cluster", attempt, lambda case: False, Departures(0.0), lambda: None
+        return [_build(role, settings, *made)[0] for role in ROLES]
 
     for app in asyncio.run(built()):
         assert app.conf.web_enabled is False
