@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
 ASKED_S = 0.05  # until a claim has been answered, about
+SETTLED_S = 0.25  # until one of the calls under way has been answered, about
 LENT_S, LENT_FRESH_MS = 4.0, 15_000  # what a live worker does not use it gives back within some seconds
 PATIENT_S = 5.0  # a case waits so long in place even where other tasks could use its slot
 SAY_EVERY_S = 60.0
@@ -199,16 +200,7 @@ class Budget:
 
     def room(self, account: Account) -> float:
         """Returns USD that the caps leave beyond what is ours and others' already."""
-        left = []
-        for scope, cap in self.caps(account.task, account.role).items():
-            ours = sum(
-                one.claimed
-                for one in self.accounts.values()
-                if (one.day, one.task) == (account.day, account.task) and scope in (ALL, base_role(one.role))
-            )
-            others = self.book.claimed_usd(account.day, account.task, scope, besides=self.writer)
-            left.append(cap - ours - others)
-        return min(left, default=float("inf"))
+        return min(self._left(account).values(), default=float("inf"))
 
     def granted(self, account: Account, entry: Entry) -> None:
         """Takes the answer to a claim: the ledger up to our entry has been read, the entry with it.
@@ -256,6 +248,8 @@ class Budget:
             whose = f"all roles of {task}" if scope == ALL else f"the {base_role(role)} of {task}"
             left = max(room + asked, 0.0)
             why = f"{whose} may spend {caps[scope]:.6g} USD a day, of which {left:.6g} are left unclaimed"
+            if self._under_way(account, short - asked):
+                return Blocked(f"{why}; calls under way may cost less than is kept for them", SETTLED_S)
             if self._lent(account) > short - room - asked:
                 return Blocked(f"{why}; others give back what they do not use", LENT_S)
             left_s = (DAY_MS - self.now_ms() % DAY_MS) / 1000
@@ -266,6 +260,32 @@ class Budget:
         account.short = short
         self.wake()
         return Blocked(f"the {base_role(role)} of {task} waits for the ledger to grant {short:.6g} USD", ASKED_S)
+
+    def _left(self, account: Account) -> dict[str, float]:
+        """Returns USD that each cap leaves, by its scope."""
+        return {
+            scope: cap
+            - sum(one.claimed for one in self._ours(account, scope))
+            - self.book.claimed_usd(account.day, account.task, scope, besides=self.writer)
+            for scope, cap in self.caps(account.task, account.role).items()
+        }
+
+    def _under_way(self, account: Account, short: float) -> bool:
+        """Tells whether what is kept for this worker's calls under way may be enough, should it come back: a call is
+        kept what it may take at most, and most take less."""
+        return all(
+            left + sum(one.reserved for one in self._ours(account, scope)) >= short - SLACK
+            for scope, left in self._left(account).items()
+        )
+
+    def _ours(self, account: Account, scope: str) -> list[Account]:
+        """Returns this worker's accounts of an account's day and task that count against a cap."""
+        day, task = account.day, account.task
+        return [
+            one
+            for one in self.accounts.values()
+            if (one.day, one.task) == (day, task) and scope in (ALL, base_role(one.role))
+        ]
 
     def _lent(self, account: Account) -> float:
         """Returns USD that other workers and roles claim, have not spent and may soon give back."""
@@ -308,7 +328,7 @@ class Budget:
         """Says once that a role's cases wait, and once that they go on; caps of a minute once a minute."""
         key, now = (task, role), self.clock()
         before = self._held.get(key)
-        if blocked is None or blocked.wait_s == ASKED_S:  # a claim under way is no hold
+        if blocked is None or blocked.wait_s in (ASKED_S, SETTLED_S):  # what is under way is no hold
             if before and now - before.seen_s > 10:
                 del self._held[key]
                 log.warning("%s of %s goes on after %.0f s", role, task, (self.now_ms() - before.since_ms) / 1000)

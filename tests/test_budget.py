@@ -187,7 +187,7 @@ def test_one_task_out_of_money_holds_no_other() -> None:
 
     async def claim() -> str:
         loop = asyncio.get_running_loop()
-        await budget.acquire("poor", "judge", CALL, loop.time() + 60)
+        (await budget.acquire("poor", "judge", CALL, loop.time() + 60)).settle()  # it cost all that was kept
         with pytest.raises(BudgetHeld) as caught:
             await budget.acquire("poor", "judge", CALL, loop.time() + 1e6)
         return str(caught.value)
@@ -195,6 +195,33 @@ def test_one_task_out_of_money_holds_no_other() -> None:
     assert "of which 0.01 are left" in run(claim())
     assert budget.is_held("poor", "judge")
     assert not budget.held("judge")
+
+
+def test_what_is_kept_for_calls_under_way_is_waited_for_and_not_the_next_day() -> None:
+    budget, _ = budget_of(Caps(usd_per_day=0.05))
+    first, second = budget.reserve("toy", "judge", CALL), budget.reserve("toy", "judge", CALL)
+    assert isinstance(first, Reservation)
+    assert isinstance(second, Reservation)
+    third = budget.reserve("toy", "judge", CALL)
+    assert isinstance(third, Blocked)
+    assert (third.wait_s < 1, "calls under way" in third.why) == (True, True)
+    first.settle(Spend(calls=1, prompt_tokens=1, completion_tokens=1, cost_usd=0.001))
+    assert isinstance(budget.reserve("toy", "judge", CALL), Reservation)
+    second.settle(None)  # it took all that was kept
+    spent = budget.reserve("toy", "judge", CALL)
+    assert isinstance(spent, Blocked)
+    assert spent.wait_s < 1, "another is under way"
+
+
+def test_a_roles_cap_does_not_wait_for_the_calls_of_other_roles() -> None:
+    budget, _ = budget_of(Caps(judge=Limits(usd_per_day=0.03)))
+    assert isinstance(budget.reserve("toy", "student", CALL), Reservation)
+    call = budget.reserve("toy", "judge", CALL)
+    assert isinstance(call, Reservation)
+    call.settle(None)
+    blocked = budget.reserve("toy", "judge", CALL)
+    assert isinstance(blocked, Blocked)
+    assert "the next day begins" in blocked.why
 
 
 def test_a_call_that_no_day_allows_ends_its_case() -> None:
