@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from schemas.errors import SettingsError
+from schemas.kafka import LOCAL
 from schemas.settings import ROLES, Settings
 from schemas.topics import (
     ADAPTERS,
@@ -90,7 +91,8 @@ def accesses(settings: Settings, process: str) -> list[Access]:
 
 def kafka_acls(settings: Settings, processes: Sequence[str], principal: str, command_config: str) -> Iterator[str]:
     """Gives a kafka-acls command for each resource and principal. `principal` is a pattern with {process}."""
-    base = ["kafka-acls.sh", "--bootstrap-server", settings.kafka.bootstrap_servers]
+    address = settings.kafka.bootstrap_servers
+    base = ["kafka-acls.sh", "--bootstrap-server", "HOST:PORT" if address == LOCAL else address]
     base += ["--command-config", command_config, "--add"]
     for process in processes:
         for access in accesses(settings, process):
