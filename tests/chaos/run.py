@@ -132,8 +132,9 @@ def main() -> None:
     seed = options.seed or int(time.time()) % 1_000_000
     wanted = [name for name in options.only.split(",") if name]
     faults = [fault for fault in FAULTS if not wanted or fault.name.startswith(tuple(wanted))]
-    if not faults:
-        parser.error(f"no fault begins with {options.only}; known: {', '.join(fault.name for fault in FAULTS)}")
+    if unknown := [name for name in wanted if not any(fault.name.startswith(name) for fault in FAULTS)]:
+        known = ", ".join(fault.name for fault in FAULTS)
+        parser.error(f"no fault begins with {', '.join(unknown)}; known: {known}")
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves through the lanes, which stop their processes
     sys.stdout.write(f"{len(faults)} faults, {options.cases} cases each, seed {seed}\n")
