@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from bench.row import ratios
-from bench.sniffing import Sample, bench_settings, cost_of, cost_us, samples
+from bench.sniffing import Sample, bench_settings, cost_of, cost_us, figures, samples
 from schemas.case import Source, encode_case
 from schemas.settings import Settings
 from schemas.settings.admission import Redact
@@ -42,11 +42,7 @@ def cost_to_intake(sample: Sample, settings: Settings, rounds: int, repeats: int
     admit_us = ratios([(cost_us(admit, repeats), 1.0) for _ in range(rounds)]).median
     return {
         "sample": sample.name,
-        "bytes": cost.size,
-        "cases": cost.records,
-        "read_us": round(cost.read_us, 1),
-        "to_json_loads": round(cost.to_loads.median, 2) if cost.to_loads else None,
-        "to_msgspec_decode": round(cost.to_msgspec.median, 2) if cost.to_msgspec else None,
+        **figures(cost),
         "admit_us": round(admit_us, 1),
         "records_per_s": round(cost.records * 1e6 / admit_us),
     }

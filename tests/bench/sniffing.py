@@ -67,18 +67,20 @@ def measure(room: Path) -> Result:
         ours=f"{found.ours:.1f} us ({worst}); {sum(one > LIMIT for one in plain)} of {len(plain)} samples above "
         f"{LIMIT:g}x, median {plain[len(plain) // 2]:.2f}x",
         theirs=f"{found.theirs:.1f} us" + (f"; {to_msgspec.median:.1f}x msgspec" if to_msgspec else ""),
-        detail={
-            name: {
-                "shape": cost.shape,
-                "bytes": cost.size,
-                "records": cost.records,
-                "read_us": round(cost.read_us, 1),
-                "to_json_loads": round(cost.to_loads.median, 2) if cost.to_loads else None,
-                "to_msgspec_decode": round(cost.to_msgspec.median, 2) if cost.to_msgspec else None,
-            }
-            for name, cost in costs.items()
-        },
+        detail={name: figures(cost) for name, cost in costs.items()},
     )
+
+
+def figures(cost: Cost) -> dict[str, Any]:
+    """Returns what is kept of a sample's cost."""
+    return {
+        "shape": cost.shape,
+        "bytes": cost.size,
+        "records": cost.records,
+        "read_us": round(cost.read_us, 1),
+        "to_json_loads": round(cost.to_loads.median, 2) if cost.to_loads else None,
+        "to_msgspec_decode": round(cost.to_msgspec.median, 2) if cost.to_msgspec else None,
+    }
 
 
 def cost_of(sample: Sample, rounds: int, repeats: int) -> Cost | None:
