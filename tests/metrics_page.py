@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from factory_settings import process_options
 from metered import metered, run_through
 from pipeline import wait_for
 from scraped import scrape_all, series, targets, total
@@ -79,9 +80,8 @@ def scrape_small(folder: Path) -> Scrapes:
 
 def pause(config: Path, settings: Settings) -> None:
     """Decides on one case as an expert, so that reviews have a series."""
-    options = ["--config", str(config), "--bootstrap-servers", settings.kafka.bootstrap_servers]
-    options += ["--set", f"state_dir={settings.state}"]
-    command = [sys.executable, "-m", "goldstream", "review", "reject", "req-1", "--reason", "not kind enough", *options]
+    review = ["review", "reject", "req-1", "--reason", "not kind enough", *process_options(settings, config)]
+    command = [sys.executable, "-m", "goldstream", *review]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

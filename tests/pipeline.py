@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from factory_settings import process_options, role_tables
 from kafka import KafkaProducer
 from stub_models import Reply
 
@@ -33,23 +34,8 @@ topics = ["{topic}"]
 max_rounds = 2
 [tasks.toy.rubric]
 rules = [{{ id = "polite", text = "It says please." }}]
-[tasks.toy.student]
-model = "hosted_vllm/student"
-api_base = "{api_base}"
-retries = 0
-[tasks.toy.judge]
-model = "hosted_vllm/judge"
-api_base = "{api_base}"
-retries = 0
-[tasks.toy.refiner]
-model = "hosted_vllm/refiner"
-api_base = "{api_base}"
-retries = 0
-[tasks.toy.strategist]
-model = "hosted_vllm/strategist"
-api_base = "{api_base}"
-retries = 0
 """
+STUB_TASK += role_tables("toy", model="hosted_vllm/{role}", api_base="{api_base}", retries=0)
 
 
 def toy_answer(request: dict[str, Any]) -> Reply:
@@ -87,9 +73,7 @@ def produce(settings: Settings, topic: str, values: Iterable[bytes | None]) -> N
 
 def processes(settings: Settings, config: Path, *names: str) -> Supervisor:
     """Returns a supervisor of real processes with these settings, to be used as a context manager."""
-    kafka = settings.kafka
-    options = ["--config", str(config), "--bootstrap-servers", kafka.bootstrap_servers]
-    options += ["--set", f"kafka.topic_prefix={kafka.topic_prefix}", "--set", f"state_dir={settings.state}"]
+    options = process_options(settings, config)
     return Supervisor(settings, {name: [name, *options] for name in names})
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
+from factory_settings import process_options
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 from pipeline import STUB_TASK
 
@@ -97,7 +98,4 @@ def commit_to_the_end(settings: Settings, group: str, name: str) -> None:
 
 
 def command_line(settings: Settings, tmp_path: Path, *command: str) -> Any:
-    kafka = settings.kafka
-    options = ["--config", str(tmp_path / "goldstream.toml"), "--bootstrap-servers", kafka.bootstrap_servers]
-    options += ["--set", f"kafka.topic_prefix={kafka.topic_prefix}", "--set", f"state_dir={settings.state}"]
-    return CliRunner().invoke(cli, [*command, *options])
+    return CliRunner().invoke(cli, [*command, *process_options(settings, tmp_path / "goldstream.toml")])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from deployed import DEPLOY, compose, image_of, started
+from factory_settings import config_options
 from pipeline import openai_record, outcomes, produce, toy_answer, wait_for
 from stub_models import StubModels
 from test_deploy import TRAINER_ONLY
@@ -64,7 +65,7 @@ def test_a_case_goes_through_the_services_of_compose(
     ]
     path = DEPLOY / "docker" / "goldstream.toml"
     settings = load_settings(path, here, environ={})
-    options = ["--config", str(path), *(word for one in here for word in ("--set", one))]
+    options = config_options(path, here)
     variables = {"PYTHONPATH": str(without_torch), "OPENAI_API_KEY": "stub-key"}
 
     def supervise(*names: str) -> Supervisor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deployed import ROOT
+from factory_settings import process_options
 from kafka.admin import ConfigResource, ConfigResourceType
 from pipeline import STUB_TASK, openai_record, outcomes, processes, produce, toy_answer, wait_for
 from steps import command_line
@@ -130,8 +131,7 @@ def test_processes_are_upgraded_and_taken_back_one_by_one_with_cases_in_flight(
     make_settings: Callable[..., Settings], models: StubModels, tmp_path: Path
 ) -> None:
     settings = begun(make_settings, models, "upgrade-logs")
-    options = ["--config", str(tmp_path / "goldstream.toml"), "--bootstrap-servers", settings.kafka.bootstrap_servers]
-    options += ["--set", f"kafka.topic_prefix={settings.kafka.topic_prefix}", "--set", f"state_dir={settings.state}"]
+    options = process_options(settings, tmp_path / "goldstream.toml")
     commands = {name: [name, *options] for name in ("intake", "retries", "sink")}
     commands |= {f"worker-{n}": ["worker", *options] for n in (1, 2)}
     newer = a_newer_version(tmp_path / "newer")

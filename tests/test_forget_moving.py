@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from factory_settings import process_options
 from kafka import KafkaProducer
 from stage_bench import Bench, with_bench
 from steps import Make, cases_on, put, running, sink_all, start, take_in, until
@@ -132,14 +133,8 @@ def test_the_dead_letters_of_somebody_forgotten_are_none_any_more(make_settings:
 
 def test_two_forget_commands_at_once_both_do_theirs_and_report_it(make_settings: Make, tmp_path: Path) -> None:
     settings = factory(make_settings, "moving4", ["ann", "bob", "ann", "eve"])
-    kafka = settings.kafka
-    options = ["--config", str(tmp_path / "goldstream.toml"), "--bootstrap-servers", kafka.bootstrap_servers]
-    for name, value in {
-        "kafka.topic_prefix": kafka.topic_prefix,
-        "state_dir": settings.state,
-        "intake.split_key": settings.intake.split_key,
-    }.items():
-        options += ["--set", f"{name}={value}"]
+    options = process_options(settings, tmp_path / "goldstream.toml")
+    options += ["--set", f"intake.split_key={settings.intake.split_key}"]
     commands = {
         user: subprocess.Popen(
             [sys.executable, "-m", "goldstream", "forget", "--user", user, "--json", *options],

@@ -233,10 +233,28 @@ def test_queries_may_explain_describe_and_pivot(gold: Path) -> None:
         assert query(gold, sql)[1]
 
 
-def test_a_gold_set_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+def test_a_file_where_the_gold_set_should_lie_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(GoldError, match="cannot write"):
+    with pytest.raises(GoldError, match="cannot write .* A file lies where a folder"):
         open_gold(tmp_path / "file")
+
+
+@pytest.mark.parametrize("ask", [open_gold, stats])
+@pytest.mark.parametrize("nobody_may_write", ["/sys/goldstream", "x" * 300])
+def test_a_reader_in_a_folder_that_is_not_its_own_is_told_of_the_folder_not_the_sink(
+    tmp_path: Path, nobody_may_write: str, ask: Callable[[Path], Any]
+) -> None:
+    with pytest.raises(GoldError, match="cannot write") as caught:
+        ask(tmp_path / nobody_may_write)
+    assert "GOLDSTREAM_STATE_DIR" in str(caught.value)
+    assert "start the sink" not in str(caught.value)
+
+
+def test_a_gold_set_that_is_whole_is_read_without_a_right_to_write(gold: Path) -> None:
+    before = sorted(path.stat().st_mtime_ns for path in gold.rglob("*"))
+    open_gold(gold).close()
+    stats(gold)
+    assert sorted(path.stat().st_mtime_ns for path in gold.rglob("*")) == before
 
 
 def test_tables_print_json_with_iso_timestamps(gold: Path, capsys: pytest.CaptureFixture[str]) -> None:

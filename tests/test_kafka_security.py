@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from factory_settings import process_options
 from pipeline import STUB_TASK, openai_record, outcomes, processes, produce, toy_answer, wait_for
 from stub_models import StubModels
 
@@ -183,8 +184,7 @@ def test_processes_with_a_wrong_or_empty_password_end_and_say_so(
     make_secure: Callable[..., Settings], models: StubModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_secure(STUB_TASK.format(topic="secure-logs", api_base=models.api_base))
-    options = ["--config", str(tmp_path / "goldstream.toml"), "--set", f"state_dir={settings.state}"]
-    options += ["--bootstrap-servers", settings.kafka.bootstrap_servers, "--set", "kafka.topic_prefix=sec."]
+    options = process_options(settings, tmp_path / "goldstream.toml")
     for password, says in (("wrong-" + PASSWORD, f"lets '{USER}' not in"), ("", f"variable {VARIABLE} is empty")):
         monkeypatch.setenv(VARIABLE, password)
         running = {

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from factory_settings import process_options
 from pipeline import STUB_TASK, outcomes, processes, toy_answer, wait_for
 from steps import command_line, put
 from stub_models import StubModels
@@ -49,9 +50,7 @@ def capped(make_settings: Make, topic: str, api_base: str, cap: str = CAP) -> Se
 
 
 def two_workers(settings: Settings, config: Path, *others: str) -> Supervisor:
-    kafka = settings.kafka
-    options = ["--config", str(config), "--bootstrap-servers", kafka.bootstrap_servers]
-    options += ["--set", f"kafka.topic_prefix={kafka.topic_prefix}", "--set", f"state_dir={settings.state}"]
+    options = process_options(settings, config)
     names = {"worker": "worker", "worker-2": "worker"} | dict(zip(others, others, strict=True))
     return Supervisor(settings, {name: [command, *options] for name, command in names.items()})
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from ended_cases import ended
+from factory_settings import process_options
 from pipeline import STUB_TASK, wait_for
 from steps import Make, command_line, put, sink_all, start
 from stub_models import Reply, StubModels
@@ -334,9 +335,7 @@ def test_two_real_workers_fill_the_gold_set_with_one_name_per_rule(
     put(settings, "accepted", *(msgspec.structs.replace(
         passed, case_id=f"req-{n}", source=msgspec.structs.replace(passed.source, offset=n)) for n in range(40)
     ))  # fmt: skip
-    kafka = settings.kafka
-    options = ["--config", str(tmp_path / "goldstream.toml"), "--bootstrap-servers", kafka.bootstrap_servers]
-    options += ["--set", f"kafka.topic_prefix={kafka.topic_prefix}", "--set", f"state_dir={settings.state}"]
+    options = process_options(settings, tmp_path / "goldstream.toml")
     worker = ["worker", "--stages", "strategist", *options]
     asked = "select strategy_id, strategy_mistake, strategy_guardrail, count(*) from gold group by all"
     with Supervisor(settings, {"worker": worker, "worker-2": worker, "sink": ["sink", *options]}) as both:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from collector import Collector, Seen, tree
+from factory_settings import process_options
 from kafka import KafkaProducer
 from pipeline import STUB_TASK, openai_record, outcomes, toy_answer, wait_for
 from steps import command_line
@@ -87,9 +88,7 @@ def factory(settings: Settings, folder: Path) -> Supervisor:
 
     Both are students too: a worker imports what it calls models with ahead of time only then.
     """
-    kafka = settings.kafka
-    options = ["--config", str(folder / "goldstream.toml"), "--bootstrap-servers", kafka.bootstrap_servers]
-    options += ["--set", f"kafka.topic_prefix={kafka.topic_prefix}", "--set", f"state_dir={settings.state}"]
+    options = process_options(settings, folder / "goldstream.toml")
     commands = {name: [name, *options] for name in ("intake", "retries", "sink")}
     commands["worker-1"] = ["worker", "--stages", "student,judge", *options]
     commands["worker-2"] = ["worker", "--stages", "student,refiner,strategist", *options]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from factory_settings import config_options, role_tables
 from kafka import KafkaProducer
 from steps import put, sink_all
 from toys import NEW, OLD, a_manifest, a_report
@@ -29,6 +30,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \" ' & ${x} \u2
 MODEL = "hosted_vllm/a-model"
 REFUSED = "v0003-cccccc"
 START_S = 60.0
+NOWHERE = "http://127.0.0.1:9"  # no model answers: every case here has ended
 
 TOML = """
 state_dir = "{state}"
@@ -51,18 +53,10 @@ rules = [
 [tasks.toy.student]
 model = "local/tiny"
 max_tokens = 8
-[tasks.toy.judge]
-model = "hosted_vllm/judge"
-api_base = "http://127.0.0.1:9"
-[tasks.toy.refiner]
-model = "hosted_vllm/refiner"
-api_base = "http://127.0.0.1:9"
-[tasks.toy.strategist]
-model = "hosted_vllm/strategist"
-api_base = "http://127.0.0.1:9"
 [tasks.toy.trainer]
 rank = 4
 """
+TOML += role_tables("toy", ("judge", "refiner", "strategist"), model="hosted_vllm/{role}", api_base=NOWHERE)
 
 
 class Factory:
@@ -133,10 +127,9 @@ class Dashboard:
     """`goldstream dashboard` as a process; leaving the block ends it."""
 
     def __init__(self, factory: Factory, *overrides: str, port: int | str = "auto") -> None:
-        options = [f"dashboard.port={port}", *overrides]
         self._token = factory.settings.state / "dashboard.token"
-        command = [sys.executable, "-m", "goldstream", "dashboard", "--config", str(factory.toml)]
-        self._command = [*command, *(part for option in options for part in ("--set", option))]
+        words = config_options(factory.toml, [f"dashboard.port={port}", *overrides])
+        self._command = [sys.executable, "-m", "goldstream", "dashboard", *words]
         self.url = self.token = ""
 
     def __enter__(self) -> Dashboard:
