@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 Headers = Sequence[tuple[str, bytes | None]]
 
 MAX_DEPTH = 8  # envelopes within envelopes
-_NO_MAGIC = b"\x02"  # bytes in a registry's format begin with less
+_MAGIC = 1  # bytes in a registry's format begin with this or 0
 
 # In this order: a record of one may hold the tell-tales of those after it.
 _SHAPES: tuple[tuple[str, Callable[[dict[str, Any]], bool], Callable[[dict[str, Any]], Record]], ...] = (
@@ -139,10 +139,12 @@ class _Walk:
             self._bytes(value, context, 0)
 
     def _bytes(self, value: bytes, context: dict[str, Any], depth: int) -> None:
-        if value[:1] < _NO_MAGIC and (framed := split_magic(value)) is not None:
+        if value and value[0] <= _MAGIC and (framed := split_magic(value)) is not None:
             self.trail += "schema-registry/"
             self._open(self._registry.decode(*framed), context, depth + 1)
-        elif EXPORT in value[:BEGINNING] and depth <= MAX_DEPTH and (export := read_export(value)) is not None:
+        elif (
+            value.find(EXPORT, 0, BEGINNING) >= 0 and depth <= MAX_DEPTH and (export := read_export(value)) is not None
+        ):
             self._spans(export, context)
         else:
             self._open(parse_json(value), context, depth)

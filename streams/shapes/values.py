@@ -22,6 +22,7 @@ _PARAMS = frozenset(
     )
 )  # fmt: skip
 _YEAR_3000_S = 32_503_680_000
+_YEAR_3000_MS, _YEAR_3000_US, _YEAR_3000_NS = (_YEAR_3000_S * unit for unit in (10**3, 10**6, 10**9))
 
 
 def text(value: Any) -> str:
@@ -61,7 +62,7 @@ def parsed(value: Any) -> Any:
 def number(value: Any) -> int:
     """Returns a count, 0 for what is none; OTLP writes them as texts."""
     if value.__class__ is int:
-        return max(value, 0) if value < 2**53 else 0
+        return value if 0 <= value < 2**53 else 0
     if isinstance(value, float) and 0 <= value < 2**53:
         return int(value)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
@@ -83,34 +84,40 @@ def amount(value: Any) -> float | None:
 
 def time_ms(value: Any) -> int:
     """Returns a time as ms since 1970, from s, ms, us or ns since then or ISO 8601; 0 for what is none."""
-    if isinstance(value, str):
-        if not value or len(value) > 40:
-            return 0
-        if value[4:5] != "-" and value.isascii() and value.isdigit():
-            value = int(value)
-        elif value[4:5] != "-" and value.isascii() and value.replace(".", "", 1).isdigit():
-            value = float(value)
-        else:
-            try:
-                value = datetime.fromisoformat(value)
-            except ValueError:
-                return 0
-    if value.__class__ is int and 0 < value < _YEAR_3000_S * 10**9:
+    if value.__class__ is str:
+        value = _moment(value)
+    if value.__class__ is int and 0 < value < _YEAR_3000_NS:
         if value < _YEAR_3000_S:
-            return int(value) * 1000
-        if value < _YEAR_3000_S * 10**3:
-            return int(value)
-        return int(value) // (10**3 if value < _YEAR_3000_S * 10**6 else 10**6)
+            return value * 1000
+        if value < _YEAR_3000_MS:
+            return value
+        return value // (10**3 if value < _YEAR_3000_US else 10**6)
     if value.__class__ is float and 0 < value < _YEAR_3000_S:
         return int(value * 1000)
     if isinstance(value, datetime):  # Avro's too
-        return max(int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000), 0)
+        ms = int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000)
+        return ms if ms > 0 else 0
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         return 0
     milliseconds = value * 1000
-    while milliseconds > _YEAR_3000_S * 1000:  # it was in a smaller unit
+    while milliseconds > _YEAR_3000_MS:  # it was in a smaller unit
         milliseconds /= 1000
     return int(milliseconds)
+
+
+def _moment(said: str) -> datetime | int | float:
+    """Returns what a text says of a time: a count since 1970, or a moment; 0 where it says none."""
+    if not said or len(said) > 40:
+        return 0
+    if said[4:5] != "-" and said.isascii():
+        if said.isdigit():
+            return int(said)
+        if said.replace(".", "", 1).isdigit():
+            return float(said)
+    try:
+        return datetime.fromisoformat(said)
+    except ValueError:
+        return 0
 
 
 def params(source: dict[str, Any]) -> dict[str, Any]:
