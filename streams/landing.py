@@ -47,6 +47,14 @@ _REMEDY = {
     errno.EOPNOTSUPP: "The file system must support hard links: choose another state_dir",
 }
 
+_NO_FOLDER = "A file lies where a folder should: name another in goldstream.toml (state_dir) or GOLDSTREAM_STATE_DIR."
+_FRAME_REMEDY = {
+    errno.ENOSPC: "Free space there and try again.",
+    errno.EDQUOT: "Raise the quota or free space there, and try again.",
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+}
+
 
 class LandingChain:
     """One partition's landing files, open for appending.
@@ -174,7 +182,8 @@ def write_columns_file(gold: Path) -> Path:
     """Makes sure an empty file with every column lies where the views look, and returns its path.
 
     With it the views work before the first outcome, and a column added later exists for older files too. So does an
-    empty list of what is forgotten, where nothing is.
+    empty list of what is forgotten, where nothing is. Raises GoldError where that cannot be written: whoever asks the
+    gold set meets it in a folder that is not theirs, or not the sink's.
     """
     path = columns_file(gold)
     try:
@@ -191,7 +200,7 @@ def write_columns_file(gold: Path) -> Path:
             os.fsync(file.fileno())
             temp.replace(path)
     except OSError as error:
-        raise _readable(error, path) from error
+        raise _no_frame(error, gold, path) from error
     return path
 
 
@@ -216,3 +225,15 @@ def _readable(error: OSError, path: Path) -> GoldError:
         f"cannot write {path}: {error.strerror or error}. {remedy} and start the sink again: it continues where the "
         "chain ends, and nothing is lost while Kafka keeps the topic."
     )
+
+
+def _no_frame(error: OSError, gold: Path, path: Path) -> GoldError:
+    """Returns the error of a gold set that lacks what every reader needs, where it cannot be added."""
+    remedy = _FRAME_REMEDY.get(error.errno or 0)
+    if remedy is None:
+        remedy = (
+            "state_dir in goldstream.toml, or GOLDSTREAM_STATE_DIR, should name the folder that the sink writes. If it "
+            "does, ask as the sink's user: a gold set that is empty, or of an older version, is completed first."
+        )
+    found = f"cannot read or write {error.filename or path}: {error.strerror or error}"
+    return GoldError(f"no gold set can be opened in {gold}: {found}. {remedy}")
