@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from factory_settings import config_options
 from kafka import TopicPartition
 
 from agents.scribe.rules import verify
@@ -266,7 +267,7 @@ def factory(room: Path) -> Iterator[Factory]:
     start_broker(settings)
     try:
         create_topics(settings)
-        options = ["--config", str(config), "--set", overrides[0]]
+        options = config_options(config, overrides)
         os.sched_setaffinity(0, measured)  # what is started from here on
         with Supervisor(settings, {name: [name, *options] for name in ("worker", "trainer", "rollout")}) as supervisor:
             os.sched_setaffinity(0, others)

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from factory_settings import config_options, role_tables
 from pipeline import openai_record, produce
 
 from bench.row import cores
-from bench.stub import Stub
+from bench.stub import Count, Stub
+from bench.task import TASK, TEXT
 from schemas.case import Message, Violation
 from schemas.settings import Settings, load_settings
 from streams.broker import start_broker, stop_broker
@@ -27,30 +29,11 @@ from streams.lag import LagReader
 from streams.supervisor import Supervisor
 from streams.topics import create_topics, ensure_source_topic
 
-TEXT = "The patient reports a cough and takes 500 mg of metformin daily. " * 16  # about 1 KB
 CONFIG = """
 [kafka]
 partitions = 8
 [worker]
 cases_in_flight = {in_flight}
-[intake]
-start_at = "earliest"
-holdout_share = 0.0
-[tasks.bench]
-topics = ["bench"]
-[tasks.bench.rubric]
-verifier = "bench.backlog:verify"
-rules = [{{ id = "please", text = "It says please." }}]
-[tasks.bench.student]
-model = "hosted_vllm/student"
-api_base = "{api_base}"
-direct = {direct}
-[tasks.bench.refiner]
-model = "hosted_vllm/refiner"
-api_base = "{api_base}"
-[tasks.bench.strategist]
-model = "hosted_vllm/strategist"
-api_base = "{api_base}"
 """
 
 
@@ -70,6 +53,15 @@ class Backlog(NamedTuple):
         """Returns so many workers, numbered from `first`, to be used as a context manager."""
         return Supervisor(self.settings, {}, {f"worker-{first + n}": self.worker for n in range(count)})
 
+    def reached(self, answered: int, timeout_s: float = 120.0) -> Count:
+        """Waits until so many calls are answered; returns the count of that moment; raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while (count := self.stub.count()).answered < answered:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{count.answered} calls are answered after {timeout_s:.0f} s, not {answered}")
+            time.sleep(0.02)
+        return count
+
 
 @contextmanager
 def backlog(room: Path, cases: int, in_flight: int, latency_s: float, direct: bool = True) -> Iterator[Backlog]:
@@ -77,15 +69,19 @@ def backlog(room: Path, cases: int, in_flight: int, latency_s: float, direct: bo
     ours, others = cores()
     with Stub(latency_s, others) as stub:
         config = room / "backlog.toml"
-        config.write_text(CONFIG.format(in_flight=in_flight, api_base=stub.api_base, direct=str(direct).lower()))
-        settings = load_settings(config, [f"state_dir={room}/state"], environ={})
+        called = {"model": "hosted_vllm/{role}", "api_base": stub.api_base}
+        toml = CONFIG.format(in_flight=in_flight) + TASK.format(verifier="bench.backlog:verify")
+        toml += role_tables("bench", ("student",), **called, direct=direct)
+        config.write_text(toml + role_tables("bench", ("refiner", "strategist"), **called))
+        overrides = [f"state_dir={room}/state"]
+        settings = load_settings(config, overrides, environ={})
         broker = start_broker(settings)
         try:
             for thread in psutil.Process(broker.pid).threads():
                 os.sched_setaffinity(thread.id, others)
             create_topics(settings)
             ensure_source_topic(settings, "bench", 4)
-            options = ["--config", str(config), "--set", f"state_dir={room}/state"]
+            options = config_options(config, overrides)
             with Supervisor(settings, {"intake": ["intake", *options]}) as intake:
                 intake.wait_ready()
                 produce(settings, "bench", (openai_record(f"{n} {TEXT}", f"case-{n}") for n in range(cases)))

@@ -42,7 +42,7 @@ import pyarrow.parquet as pq
 
 from bench.chain_factory import Factory, on
 from bench.chain_work import prompts, steps, write
-from bench.row import Result, cores, ratios
+from bench.row import Result, cores, cpu_s, ratios
 from bench.stub import Stub
 
 LATENCY_S = 0.1
@@ -161,8 +161,7 @@ class _Watch:
             if seen.waiting or seen.answered > answered:
                 self.at_s = seen.at_s
                 parent = psutil.Process(self._pid)
-                times = [one.cpu_times() for one in (parent, *parent.children(recursive=True))]
-                self.cpu_s = sum(one.user + one.system for one in times)
+                self.cpu_s = sum(map(cpu_s, (parent, *parent.children(recursive=True))))
                 return
 
     def end(self) -> None:

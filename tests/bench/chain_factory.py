@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import psutil
 import pyarrow.parquet as pq
+from factory_settings import config_options, role_tables
 from pipeline import openai_record, outcomes, produce
 
 from bench.chain_work import RULE
+from bench.row import cpu_s
 from schemas.settings import Settings, load_settings
 from streams.broker import start_broker, stop_broker
 from streams.supervisor import Supervisor
@@ -36,11 +38,8 @@ holdout_share = 0.0
 [tasks.chain]
 topics = ["chain"]
 rubric.rules = [{{ id = "please", text = "{rule}" }}]
-student = {{ model = "hosted_vllm/student", api_base = "{api_base}" }}
-judge = {{ model = "hosted_vllm/judge", api_base = "{api_base}" }}
-refiner = {{ model = "hosted_vllm/refiner", api_base = "{api_base}" }}
-strategist = {{ model = "hosted_vllm/strategist", api_base = "{api_base}" }}
 """
+CONFIG += role_tables("chain", model="hosted_vllm/{role}", api_base="{api_base}")
 IN_FLIGHT = 256
 PROCESSES = ("intake", "worker", "retries", "sink")
 
@@ -66,12 +65,10 @@ def on(cores: set[int]) -> Iterator[None]:
 class Factory:
     """The factory, started on entering and ended on leaving, also where starting fails."""
 
-    def __init__(
-        self, room: Path, api_base: str, mine: set[int], others: set[int], in_flight: int = IN_FLIGHT, more: str = ""
-    ) -> None:
+    def __init__(self, room: Path, api_base: str, mine: set[int], others: set[int]) -> None:
         room.mkdir(parents=True, exist_ok=True)
         self._config = room / "chain.toml"
-        self._config.write_text(CONFIG.format(in_flight=in_flight, rule=RULE, api_base=api_base) + more)
+        self._config.write_text(CONFIG.format(in_flight=IN_FLIGHT, rule=RULE, api_base=api_base))
         self._state = f"state_dir={room}/state"
         self._mine, self._others = mine, others
         self._seen: set[Path] = set()
@@ -87,7 +84,8 @@ class Factory:
                 self._broker = start_broker(self.settings).pid
             create_topics(self.settings)
             ensure_source_topic(self.settings, "chain", 4)
-            commands = {name: [name, "--config", str(self._config), "--set", self._state] for name in PROCESSES}
+            options = config_options(self._config, [self._state])
+            commands = {name: [name, *options] for name in PROCESSES}
             began = time.monotonic()
             with on(self._mine):
                 self._running = self._left.enter_context(Supervisor(self.settings, commands))
@@ -138,5 +136,4 @@ class Factory:
 
     def _cpu_s(self) -> dict[str, float]:
         pids = {child.name: child.process.pid for child in self._running.children if child.process}
-        times = {name: psutil.Process(pid).cpu_times() for name, pid in (pids | {"broker": self._broker}).items()}
-        return {name: one.user + one.system for name, one in times.items()}
+        return {name: cpu_s(psutil.Process(pid)) for name, pid in (pids | {"broker": self._broker}).items()}

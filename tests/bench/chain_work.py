@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from agents.prompts import judge_messages, refiner_messages, strategist_messages
+from bench.task import TEXT
 from schemas.case import Attempt, Case, Message, Source, Verdict, Violation
 from schemas.chat import to_chat
 from schemas.settings.rubric import Rubric, Rule
 
 RULE = "It asks the patient to call back, and says please."
 RUBRIC = Rubric(rules=(Rule("please", RULE),))
-TEXT = "The patient reports a cough and takes 500 mg of metformin daily. " * 16  # about 1 KB
 DRAFT = "Take 500 mg of metformin with breakfast every day, drink plenty of water, and call us about the cough. " * 2
 REFINED = DRAFT + "Would you please call back on Monday?"
 VIOLATION = {"rule": "please", "hinge": "call us", "why": "It does not say please.", "fix": "Say please."}

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from factory_settings import config_options, role_tables
 from kafka import TopicPartition
 from pipeline import openai_record, produce
 
 from agents.models import Completion, Models
 from bench.hops_stock import SIDES, TOPICS, topic_of
-from bench.row import Result, cores, ratios
+from bench.row import Result, cores, cpu_s, ratios
+from bench.task import TASK, TEXT
 from schemas.case import Message, Violation
 from schemas.process import announce_ready, end_with_parent
 from schemas.settings import Settings, load_settings
@@ -41,26 +43,13 @@ CONFIG = """
 seconds_per_file = 2.0
 [worker]
 cases_in_flight = 128
-[intake]
-start_at = "earliest"
-holdout_share = 0.0
-[tasks.bench]
-topics = ["bench"]
-[tasks.bench.rubric]
-verifier = "bench.hops:verify"
-rules = [{ id = "please", text = "It says please." }]
-[tasks.bench.student]
-model = "hosted_vllm/none"
-[tasks.bench.refiner]
-model = "hosted_vllm/none"
-[tasks.bench.strategist]
-model = "hosted_vllm/none"
 """
+CONFIG += TASK.format(verifier="bench.hops:verify")
+CONFIG += role_tables("bench", ("student", "refiner", "strategist"), model="hosted_vllm/none")
 PARTITIONS = 4
 CASES, WARM, ROUNDS = 1200, 200, 3
 AT_MOST_MS = 2.0  # CPU a case in all processes of ours
 WAIT_S = 120
-TEXT = "The patient reports a cough and takes 500 mg of metformin daily. " * 16  # about 1 KB
 
 
 def verify(messages: Sequence[Message], answer: str) -> list[Violation]:
@@ -126,10 +115,10 @@ class Side:
         """Sends cases through; returns CPU milliseconds a case by process, up to the last row written."""
         records = [openai_record(f"{n} {TEXT}", f"case-{self._sent + n}") for n in range(cases)]
         self._sent += cases
-        before = {name: _cpu_s(process) for name, process in self.processes.items()}
+        before = {name: cpu_s(process) for name, process in self.processes.items()}
         produce(self._settings, self._source, records)
         self._ended.wait(self._sent)
-        return {name: 1000 * (_cpu_s(one) - before[name]) / cases for name, one in self.processes.items()}
+        return {name: 1000 * (cpu_s(one) - before[name]) / cases for name, one in self.processes.items()}
 
 
 class _Ended:
@@ -171,7 +160,7 @@ def sides(room: Path) -> Iterator[dict[str, Side]]:
         for side in SIDES:
             for name in TOPICS:
                 ensure_source_topic(settings, topic_of(side, name), PARTITIONS)
-        options = ["--config", str(config), *(word for one in overrides for word in ("--set", one))]
+        options = config_options(config, overrides)
         commands = {name: [name, *options] for name in ("intake", "retries", "sink")}
         programs = {"worker": ["-m", "bench.hops", str(config), *overrides]}
         programs |= {side: ["-m", "bench.hops_stock", side, str(config), *overrides] for side in SIDES}
@@ -215,11 +204,6 @@ def measure(room: Path) -> Result:
         also=((f"{ordered.ours:.2f} ms of CPU a case, at most {AT_MOST_MS:g}", ordered.ours <= AT_MOST_MS),),
         detail={"cases_a_round": CASES, "ms_by_process": by_process, "rounds": rounds},
     )
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from bench.backlog import Backlog, backlog
-from bench.row import Result
-from bench.stub import Count
+from bench.backlog import backlog
+from bench.row import Result, cpu_s
 
 IN_FLIGHT, LATENCY_S = 512, 1.0
 WAVES, SETTLE_S = 12, 4.0
@@ -28,24 +27,24 @@ def measure(room: Path) -> Result:
         (worker,) = running.children
         assert worker.process is not None
         process = psutil.Process(worker.process.pid)
-        _reached(cases, IN_FLIGHT)
+        cases.reached(IN_FLIGHT)
         time.sleep(SETTLE_S)
-        first, began, queued = _reached(cases, cases.stub.count().answered + 1), _cpu_s(process), _queued_s(process.pid)
-        last = _reached(cases, first.answered + WAVES * IN_FLIGHT)
-        cpu_s, queued_s = _cpu_s(process) - began, _queued_s(process.pid) - queued
+        first, began, queued = cases.reached(cases.stub.count().answered + 1), cpu_s(process), _queued_s(process.pid)
+        last = cases.reached(first.answered + WAVES * IN_FLIGHT)
+        worked_s, queued_s = cpu_s(process) - began, _queued_s(process.pid) - queued
         if worker.restarts:
             raise RuntimeError("the worker has died: " + worker.tail(20))
     done, took_s = last.answered - first.answered, last.at_s - first.at_s
-    rate, cpu_ms = done / took_s, 1000 * cpu_s / done
+    rate, cpu_ms = done / took_s, 1000 * worked_s / done
     return Result(
         figure=rate / ideal,
-        ours=f"{rate:.0f} cases/s, {cpu_ms:.2f} ms of CPU a case, {100 * cpu_s / took_s:.0f} % of a core; "
+        ours=f"{rate:.0f} cases/s, {cpu_ms:.2f} ms of CPU a case, {100 * worked_s / took_s:.0f} % of a core; "
         f"others had it for {100 * queued_s / took_s:.0f} % of the time",
         theirs=f"{ideal:.0f} cases/s",
         detail={
             "cases_per_s": round(rate, 2),
             "worker_cpu_ms_a_case": round(cpu_ms, 3),
-            "worker_share_of_its_core": round(cpu_s / took_s, 3),
+            "worker_share_of_its_core": round(worked_s / took_s, 3),
             "ready_but_others_ran": round(queued_s / took_s, 3),
             "calls_in_flight_at_most": last.peak,
             "seconds": round(took_s, 2),
@@ -53,22 +52,7 @@ def measure(room: Path) -> Result:
     )
 
 
-def _reached(cases: Backlog, answered: int) -> Count:
-    """Waits until so many calls are answered; returns the count of that moment."""
-    deadline = time.monotonic() + 120
-    while (count := cases.stub.count()).answered < answered:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{count.answered} calls are answered after 120 s, not {answered}")
-        time.sleep(0.02)
-    return count
-
-
 def _queued_s(pid: int) -> float:
     """Returns the seconds that a process's main thread was ready to run while others did."""
     times = Path(f"/proc/{pid}/schedstat")
     return int(times.read_text().split()[1]) / 1e9 if times.exists() else 0.0
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system

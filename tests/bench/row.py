@@ -1,4 +1,4 @@
-"""A row of the benchmark table: what is measured, and ratios of paired measurements."""
+"""A row of the benchmark table: what is measured, ratios of paired measurements, cores and their seconds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+import psutil
 
 
 class Row(NamedTuple):
@@ -78,6 +79,12 @@ def ratios(pairs: Sequence[tuple[float, float]]) -> Ratios:
         statistics.median(own for own, _ in pairs),
         statistics.median(other for _, other in pairs),
     )
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Returns the seconds of CPU that a process has taken so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def cores() -> tuple[set[int], set[int]]:

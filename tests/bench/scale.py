@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from bench.backlog import backlog
+from bench.row import cpu_s
 from bench.stub import Stub
 from schemas.tables import print_table
 from streams.supervisor import Supervisor, _memory_bytes
@@ -53,12 +54,13 @@ def _watched(running: Supervisor, stub: Stub, ideal: float, seconds: float) -> d
         time.sleep(0.1)
     time.sleep(SETTLE_S / 2)
     pids = [child.process.pid for child in running.children if child.process]
-    cpu, first = sum(map(_cpu_s, pids)), stub.count()
+    workers = [psutil.Process(pid) for pid in pids]
+    cpu, first = sum(map(cpu_s, workers)), stub.count()
     memory = []
     while (passed := time.monotonic() - first.at_s) < seconds:
         memory.append(max(_memory_bytes(pid) for pid in pids) / 2**20)
         time.sleep(min(1.0, seconds - passed))
-    last, cpu = stub.count(), sum(map(_cpu_s, pids)) - cpu
+    last, cpu = stub.count(), sum(map(cpu_s, workers)) - cpu
     passed, done = last.at_s - first.at_s, last.answered - first.answered
     if any(child.restarts for child in running.children):
         raise RuntimeError("a worker has died: " + running.children[0].tail(20))
@@ -85,11 +87,6 @@ def _medians(rounds: Sequence[dict[str, Any]], of_linear: Any) -> list[Any]:
 
     pss = statistics.median(found["worker_pss_mb"]["last"] for found in rounds)
     return [median("cases_per_s"), median("of_ideal"), of_linear, median("worker_cpu_ms_per_case"), pss]
-
-
-def _cpu_s(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
 
 
 def main() -> None:

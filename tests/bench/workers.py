@@ -13,7 +13,6 @@ from pathlib import Path
 
 from bench.backlog import Backlog, backlog
 from bench.row import Result
-from bench.stub import Count
 
 LATENCY_S, IN_FLIGHT, ROUNDS = 1.0, 24, 6
 WORKERS = (1, 2, 4)
@@ -49,13 +48,6 @@ def _rate(cases: Backlog, in_flight: int) -> float:
             raise TimeoutError(f"{cases.stub.count().waiting} calls wait at once, not {in_flight}, after 60 s")
         time.sleep(0.05)
     time.sleep(SETTLE_S)
-    first = _reached(cases, cases.stub.count().answered + 1)
-    last = _reached(cases, first.answered + ROUNDS * in_flight)
+    first = cases.reached(cases.stub.count().answered + 1)
+    last = cases.reached(first.answered + ROUNDS * in_flight)
     return (last.answered - first.answered) / (last.at_s - first.at_s)
-
-
-def _reached(cases: Backlog, answered: int) -> Count:
-    """Waits until so many calls are answered; returns the count of that moment."""
-    while (count := cases.stub.count()).answered < answered:
-        time.sleep(0.02)
-    return count
