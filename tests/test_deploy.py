@@ -154,6 +154,19 @@ def closure(names: list[str]) -> set[str]:
     return found
 
 
+def test_an_image_holds_every_file_that_our_code_reads() -> None:
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packed, needed = set(), set()
+    for package in told["packages"]:
+        folder = ROOT / package.replace(".", "/")
+        packed |= set(folder.glob("*.py"))
+        for name in ("*", package):
+            packed |= {path for pattern in told["package-data"].get(name, ()) for path in folder.glob(pattern)}
+    for folder in {ROOT / package.partition(".")[0] for package in told["packages"]}:
+        needed |= {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".pyc", ".md", ".png")}
+    assert {str(path.relative_to(ROOT)) for path in needed - packed} == set()
+
+
 def test_the_version_is_one() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     files = [DEPLOY / "compose.yaml", *(DEPLOY / "k8s").rglob("kustomization.yaml")]
