@@ -7,21 +7,20 @@ taken off one after the other, then the topic's mapping is tried, then the shape
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from schemas.errors import RecordError
 from schemas.settings import Settings
 from schemas.tracing.context import parent_in
+from streams.decoding import parse_json
 from streams.mapping import CompiledMapping
-from streams.records import Found, Record, complete
-from streams.shapes.cloudevents import context_of, from_headers, is_structured, structured_data
+from streams.records import Found, Record, complete, set_field
+from streams.shapes.cloudevents import fill_in, fill_in_trace, from_headers, is_structured, structured_data
 from streams.shapes.debezium import changed_row, is_debezium, only_column
 from streams.shapes.flywheel import is_flywheel, read_flywheel
 from streams.shapes.helicone import is_helicone, read_helicone
@@ -37,6 +36,7 @@ from streams.shapes.values import keys, kind
 log = logging.getLogger(__name__)
 
 Headers = Sequence[tuple[str, bytes | None]]
+Context = tuple[Callable[[Record], None], ...]  # each envelope's word for what a record does not say, the nearest first
 
 MAX_DEPTH = 8  # envelopes within envelopes
 _MAGIC = 1  # bytes in a registry's format begin with this or 0
@@ -109,6 +109,8 @@ class Reader:
 class _Walk:
     """One message being taken apart. `index` numbers what could be a call, whether or not it is one."""
 
+    __slots__ = ("_mapping", "_registry", "_shape", "bodies", "found", "index", "trail")
+
     def __init__(self, registry: Registry, mapping: CompiledMapping | None) -> None:
         self.found: list[Found] = []
         self.index = 0
@@ -120,13 +122,13 @@ class _Walk:
 
     def message(self, value: bytes | None, headers: Headers) -> None:
         """Takes a whole message."""
-        context: dict[str, Any] = {}
+        context: Context = ()
         if headers:
             attributes = from_headers(headers)
             if attributes:
-                self.trail, context = "cloudevents/", context_of(attributes)
+                self.trail, context = "cloudevents/", (partial(fill_in, attributes),)
             if (parent := parent_in(headers)) is not None:  # nearer than what the event says of its own beginning
-                context |= {"trace_id": parent.trace_id, "traceparent": parent.header}
+                context = (partial(fill_in_trace, parent.trace_id, parent.header), *context)
         if value is None:
             raise RecordError("deleted", "the record is a tombstone")
         if value.isspace() or value == b"":
@@ -138,7 +140,7 @@ class _Walk:
         else:
             self._bytes(value, context, 0)
 
-    def _bytes(self, value: bytes, context: dict[str, Any], depth: int) -> None:
+    def _bytes(self, value: bytes, context: Context, depth: int) -> None:
         if value and value[0] <= _MAGIC and (framed := split_magic(value)) is not None:
             self.trail += "schema-registry/"
             self._open(self._registry.decode(*framed), context, depth + 1)
@@ -149,7 +151,7 @@ class _Walk:
         else:
             self._open(parse_json(value), context, depth)
 
-    def _open(self, body: Any, context: dict[str, Any], depth: int) -> None:
+    def _open(self, body: Any, context: Context, depth: int) -> None:
         """Takes a value apart, one envelope at a time. Raises RecordError where it holds one call at most."""
         if depth > MAX_DEPTH:
             raise RecordError("too_deep", f"more than {MAX_DEPTH} envelopes, one in the other")
@@ -162,7 +164,7 @@ class _Walk:
         else:
             raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
 
-    def _batch(self, items: list[Any], context: dict[str, Any], depth: int) -> None:
+    def _batch(self, items: list[Any], context: Context, depth: int) -> None:
         if not items:
             raise RecordError("no_call", "an empty array")
         if not any(isinstance(item, dict | list) for item in items):
@@ -170,24 +172,24 @@ class _Walk:
         if all(is_chunk(item) for item in items):
             raise RecordError("stream_chunk", "the pieces of a streamed answer, without its prompt")
         trail = self.trail
-        context = {name: held for name, held in context.items() if name != "event_id"}  # one id is not for many
+        context = tuple(partial(_fill_in_but_id, fill) for fill in context)  # one id is not for many
         for item in items:
             self.trail = trail
             self._each(item, context, depth)
 
-    def _each(self, item: Any, context: dict[str, Any], depth: int) -> None:
+    def _each(self, item: Any, context: Context, depth: int) -> None:
         try:
             self._open(item, context, depth + 1)
         except RecordError as error:
             self._add(error)
 
-    def _object(self, body: dict[str, Any], context: dict[str, Any], depth: int) -> None:
+    def _object(self, body: dict[str, Any], context: Context, depth: int) -> None:
         if _ENVELOPES.isdisjoint(body):
             self._call(body, context, depth)
         elif "specversion" in body and is_structured(body):
             self.trail += "cloudevents/"
             data = structured_data(body)
-            context = context | context_of(body)
+            context = (partial(fill_in, body), *context)
             if isinstance(data, bytes):
                 self._bytes(data, context, depth + 1)
             else:
@@ -197,17 +199,17 @@ class _Walk:
         elif is_debezium(body):
             self.trail += "debezium/"
             row, ts_ms = changed_row(body)
-            self._row(row, context | {"ts_ms": ts_ms} if ts_ms else context, depth + 1)
+            self._row(row, (partial(complete, told={"ts_ms": ts_ms}), *context) if ts_ms else context, depth + 1)
         else:
             self._call(body, context, depth)
 
-    def _row(self, row: dict[str, Any], context: dict[str, Any], depth: int) -> None:
+    def _row(self, row: dict[str, Any], context: Context, depth: int) -> None:
         """Takes a table's row: a call, an envelope, or an outbox with one of these in a column."""
         known = self._mapping is not None or is_otlp(row) or is_structured(row) or _shape_of(row) is not None
         column = None if known else only_column(row)
         self._open(row if column is None else column, context, depth)
 
-    def _spans(self, body: dict[str, Any] | Export, context: dict[str, Any]) -> None:
+    def _spans(self, body: dict[str, Any] | Export, context: Context) -> None:
         self._shape = "otlp"
         spans = Spans(body, self.index)
         for one in spans.calls():
@@ -215,24 +217,25 @@ class _Walk:
             self._add(one.record, context)
         self.index = spans.seen
 
-    def _call(self, body: dict[str, Any], context: dict[str, Any], depth: int) -> None:
+    def _call(self, body: dict[str, Any], context: Context, depth: int) -> None:
         mapping = self._mapping
         if self.bodies is not None:
             self.bodies.append(body)
-        if mapping is not None and mapping.batched:
+        if mapping is None:
+            self._add(self._known(body), context)
+            return
+        if mapping.batched:
             calls = mapping.items(body)
             if calls:
                 for item in calls:
                     try:
-                        self._add(self._read(item, mapping), context)
+                        self._add(self._mapped(item, mapping), context)
                     except RecordError as error:
                         self._add(error)
                 return
-        self._add(self._read(body, mapping), context)
+        self._add(self._mapped(body, mapping), context)
 
-    def _read(self, body: Any, mapping: CompiledMapping | None) -> Record:
-        if mapping is None:
-            return self._known(body)
+    def _mapped(self, body: Any, mapping: CompiledMapping) -> Record:
         if mapping.reads_prompts:
             record = mapping.read(body)
             if record is not None:
@@ -254,12 +257,14 @@ class _Walk:
         self._shape, read = shape
         return read(body)
 
-    def _add(self, record: Record | RecordError, context: dict[str, Any] | None = None) -> None:
+    def _add(self, record: Record | RecordError, context: Context = ()) -> None:
         if isinstance(record, RecordError):
             self.found.append(Found(self.index, record, self.recognised()))
         else:
-            if self.trail or context:
-                complete(record, self.trail + record.shape, context or {})
+            if self.trail:
+                set_field(record, "shape", self.trail + record.shape)
+            for fill in context:
+                fill(record)
             self.found.append(Found(self.index, record, record.shape))
         self.index += 1
         self._shape = ""
@@ -267,6 +272,12 @@ class _Walk:
     def recognised(self) -> str:
         """Returns the envelopes and the shape inside them, as far as they were recognised."""
         return (self.trail + self._shape).rstrip("/")
+
+
+def _fill_in_but_id(fill: Callable[[Record], None], record: Record) -> None:
+    held = record.event_id
+    fill(record)
+    set_field(record, "event_id", held)
 
 
 def _shape_of(body: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], Record]] | None:
@@ -277,40 +288,4 @@ def _shape_of(body: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], Rec
 
 
 _UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-_decode = msgspec.json.Decoder().decode
 _UNKNOWN = ("wrong_shape", "no_messages")
-
-
-def parse_json(value: bytes) -> Any:
-    """Returns what JSON bytes hold, lines of JSON as an array. Raises RecordError."""
-    try:
-        return _decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _parse_otherwise(value, error)
-
-
-def _parse_otherwise(value: bytes, error: Exception) -> Any:
-    try:
-        value.decode("utf-8")
-    except UnicodeDecodeError as why:
-        hint = "; protobuf? Have the collector write otlp_json" if value[:1] in b"\x0a\x12\x1a" else ""
-        raise RecordError("not_utf8", f"byte {why.start} is not UTF-8{hint}") from None
-    if isinstance(error, RecursionError):
-        raise RecordError("not_json", "nested too deeply")
-    if value[:3] == b"\xef\xbb\xbf":
-        return parse_json(value[3:])
-    if value.lstrip()[:1] in (b"{", b"[") and b"\n" in value.strip():
-        try:
-            return msgspec.json.Decoder().decode_lines(value)
-        except (msgspec.DecodeError, RecursionError):
-            pass
-    try:
-        return _lenient(value)
-    except (ValueError, RecursionError):
-        raise RecordError("not_json", str(error)) from None
-
-
-def _lenient(value: bytes) -> Any:
-    """Returns what JSON as Python's own library writes it holds: NaN becomes null, half a surrogate pair `?`."""
-    held = json.loads(value, parse_constant=lambda _: None)
-    return msgspec.json.decode(json.dumps(held, ensure_ascii=False).encode("utf-8", "replace"))

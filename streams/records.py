@@ -58,10 +58,9 @@ TOLD = frozenset(
 set_field = msgspec.structs.force_setattr  # while a record is made; a copy for each change takes five times as long
 
 
-def complete(record: Record, shape: str, context: Mapping[str, Any]) -> None:
-    """Writes into a record that nobody else has yet what its envelopes say and it does not say itself."""
-    set_field(record, "shape", shape)
-    for name, value in context.items():
+def complete(record: Record, told: Mapping[str, Any]) -> None:
+    """Writes into a record that nobody else has yet what is told of it elsewhere and it does not say itself."""
+    for name, value in told.items():
         if value and not getattr(record, name):
             set_field(record, name, value)
 

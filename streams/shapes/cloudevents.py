@@ -9,6 +9,7 @@ import msgspec
 
 from schemas.errors import RecordError
 from schemas.tracing.context import header_of
+from streams.records import Record, set_field
 from streams.shapes.values import first, kind, time_ms
 
 
@@ -19,8 +20,7 @@ def is_structured(body: dict[str, Any]) -> bool:
 
 def structured_data(body: dict[str, Any]) -> Any:
     """Returns the payload of an event: bytes where it is base64."""
-    if body.get("data_base64") is not None:
-        raw = body["data_base64"]
+    if (raw := body.get("data_base64")) is not None:
         if not isinstance(raw, str):
             raise RecordError("wrong_type", f"`data_base64` is {kind(raw)}, expected text")
         try:
@@ -32,18 +32,26 @@ def structured_data(body: dict[str, Any]) -> Any:
     return body["data"]
 
 
-def context_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what an event says of its payload, as fields of a record; used where the payload says nothing."""
-    found: dict[str, Any] = {}
-    if ts_ms := time_ms(attributes.get("time")):
-        found["ts_ms"] = ts_ms
-    if source := first(attributes.get("source")):
-        found["source"] = source
-    if event_id := first(attributes.get("id")):  # unique together with its source, says the specification
-        found["event_id"] = f"{source}#{event_id}"
-    if (given := attributes.get("traceparent")).__class__ is str and (header := header_of(given)):
-        found["trace_id"], found["traceparent"] = header[3:35], header
-    return found
+def fill_in(event: Mapping[str, Any], record: Record) -> None:
+    """Writes into a record what an event says of its payload and the payload does not say itself."""
+    if not record.ts_ms:
+        set_field(record, "ts_ms", time_ms(event.get("time")))
+    if not (record.source and record.event_id):
+        source, event_id = first(event.get("source")), first(event.get("id"))
+        if not record.source:
+            set_field(record, "source", source)
+        if not record.event_id and event_id:  # unique together with its source, says the specification
+            set_field(record, "event_id", f"{source}#{event_id}")
+    if (given := event.get("traceparent")).__class__ is str and (header := header_of(given)):
+        fill_in_trace(header[3:35], header, record)
+
+
+def fill_in_trace(trace_id: str, header: str, record: Record) -> None:
+    """Writes the trace and its traceparent into a record, each where it has none."""
+    if not record.trace_id:
+        set_field(record, "trace_id", trace_id)
+    if not record.traceparent:
+        set_field(record, "traceparent", header)
 
 
 def from_headers(headers: Any) -> dict[str, str]:

@@ -20,13 +20,13 @@ def is_helicone(body: dict[str, Any]) -> bool:
 def read_helicone(body: dict[str, Any]) -> Record:
     """Returns the record of one row."""
     status = body.get("response_status")
-    if number(status) >= 400 or (isinstance(status, int) and status < 0):
+    if status is not None and (number(status) >= 400 or (isinstance(status, int) and status < 0)):
         raise RecordError("failed_call", f"Helicone's response_status is {status}")
-    halves = {name: parsed(body[name]) for name in _OMITTED}
-    for name, half in halves.items():
+    request, response = parsed(body["request_body"]), parsed(body["response_body"])
+    for name, half in (("request_body", request), ("response_body", response)):
         if half.__class__ is dict and len(half) == 1 and "model" in half:
             raise RecordError("redacted", f"`{name}` holds the model alone; {_OMITTED[name]} takes the rest out")
-    record = read_halves(halves["request_body"], halves["response_body"], body, "helicone")
+    record = read_halves(request, response, body, "helicone")
     if body.get("request_properties") and (properties := obj(body["request_properties"])):
         properties = {str(name).lower(): value for name, value in properties.items()}
         session = first(*[properties.get(name) for name in ("helicone-session-id", "session_id", "session")])
@@ -35,9 +35,10 @@ def read_helicone(body: dict[str, Any]) -> Record:
     feedback: dict[str, Any] = {}
     if body.get("scores") and (scores := obj(body["scores"])):
         feedback["scores"] = scores
-    rating = parsed(body.get("feedback_rating"))
-    if rating is not None and rating != "":
-        feedback["rating"] = rating
+    if "feedback_rating" in body:
+        rating = parsed(body["feedback_rating"])
+        if rating is not None and rating != "":
+            feedback["rating"] = rating
     set_field(record, "source", "helicone")
     if feedback:
         set_field(record, "feedback", feedback)

@@ -16,30 +16,29 @@ from streams.shapes.values import amount, first, keys, kind, number, obj, params
 def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str = "openai-chat") -> Record:
     """Returns the record of one chat completion; `around` is the object that holds both halves."""
     if response.__class__ is not dict or "chunks" in response or "streamed_data" in response:
-        response = whole_response(response)
-    if response is None:
-        response = {}
-    if response.__class__ is not dict:
-        if not isinstance(response, str):
-            raise RecordError("wrong_type", f"the response is {kind(response)}, expected an object")
-        response = {"choices": [{"message": {"content": response}}]}
-    raw = request.get("messages")
-    if raw.__class__ is str:
-        raw = parsed(raw)
+        response = _whole(response)
     choices = response.get("choices")
     if not choices and response.get("error"):
         raise RecordError("failed_call", "the record holds an error in place of an answer")
-    if raw is None:
-        if is_chunk(response):
-            raise RecordError("stream_chunk", "log the whole answer, with its prompt")
-        raw = _legacy_prompt(request)
+    raw = request.get("messages")
+    if raw.__class__ is not list:
+        raw = parsed(raw)
+        if raw is None:
+            if is_chunk(response):
+                raise RecordError("stream_chunk", "log the whole answer, with its prompt")
+            raw = _legacy_prompt(request)
     messages = read_messages(raw)
-    finish, completion = _first_choice(choices) if choices is not None else ("", ())
-    if not completion and choices is None and messages[-1].role == "assistant":
-        messages, completion = asked_and_answered(messages)
+    if choices is not None:
+        finish, completion = _first_choice(choices)
+    elif messages[-1].role == "assistant":
+        finish, (messages, completion) = "", asked_and_answered(messages)
+    else:
+        finish, completion = "", ()
     usage = response.get("usage")
     usage = usage if usage.__class__ is dict else {}
-    offered = request.get("tools") or _legacy_functions(request.get("functions"))
+    offered = request.get("tools")
+    if not offered and "functions" in request:
+        offered = _legacy_functions(request["functions"])
     event_id, model, user = response.get("id"), response.get("model"), request.get("user")
     if event_id.__class__ is not str or not event_id:
         event_id = first(event_id, around.get("request_id"), around.get("id"), request.get("id"))
@@ -60,8 +59,20 @@ def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], sh
     )
     metadata = request.get("metadata")
     if metadata or "safety_identifier" in request or not TOLD.isdisjoint(around):
-        complete(record, shape, _told(request, around, metadata if metadata.__class__ is dict else {}))
+        complete(record, _told(request, around, metadata if metadata.__class__ is dict else {}))
     return record
+
+
+def _whole(response: Any) -> dict[str, Any]:
+    """Returns a response as one object, also one that was streamed, is missing, or is the answer's text alone."""
+    response = whole_response(response)
+    if response is None:
+        return {}
+    if isinstance(response, str):
+        return {"choices": [{"message": {"content": response}}]}
+    if not isinstance(response, dict):
+        raise RecordError("wrong_type", f"the response is {kind(response)}, expected an object")
+    return response
 
 
 def _told(request: dict[str, Any], around: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:

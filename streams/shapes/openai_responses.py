@@ -72,7 +72,7 @@ def read_responses(request: dict[str, Any], response: Any, around: dict[str, Any
             "workload": first(around.get("workload_id"), metadata.get("workload")),
             "user": first(request.get("safety_identifier"), around.get("user_id")),
         }
-        complete(record, shape, told)
+        complete(record, told)
     return record
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from schemas.errors import RecordError
 from schemas.tracing.context import joined
-from streams.records import Found, Record, complete
+from streams.records import Found, Record, set_field
 from streams.shapes.otlp_export import MAX_DEPTH, Export, attributes_in, whole_number
 from streams.shapes.otlp_layout import Attributes, layout_of
 from streams.shapes.otlp_messages import Events, answered_by, asked_of, offered_to
@@ -191,7 +191,7 @@ def _read_span(
         **told,
     )
     if not record.event_id and trace_id and span_id:
-        complete(record, shape, {"event_id": f"{trace_id}:{span_id}"})
+        set_field(record, "event_id", f"{trace_id}:{span_id}")
     return record
 
 

@@ -46,6 +46,8 @@ def whole_response(response: Any) -> Any:
     """
     if isinstance(response, str) and response.lstrip()[:5] == "data:":
         response = _from_events(response)
+        if isinstance(response, dict):
+            return response
     if isinstance(response, dict) and isinstance(response.get("chunks"), list):
         response = response["chunks"]
     elif isinstance(response, dict) and isinstance(response.get("streamed_data"), list | str):
@@ -55,7 +57,7 @@ def whole_response(response: Any) -> Any:
     return response
 
 
-def _from_events(stream: str) -> Any:
+def _from_events(stream: str) -> dict[str, Any] | list[Any]:
     """Returns the answer that a stream of texts makes up; of any other stream its events."""
     held = stream.strip()[5:].replace("\n\n", "\n").split("\ndata:")
     if held[-1].strip() == "[DONE]":
