@@ -16,18 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from broker import Broker
-from factory import CONFIG, Lane
+from factory import WITHOUT_MODELS, Lane
+from factory_settings import role_tables
 from stub_models import Reply, StubModels
 from worker import DRAFT, PROMPT, note_call
 
 SICK_SHARE = 0.3
-MODEL = """
-[tasks.chaos.{role}]
-model = "hosted_vllm/{role}"
-api_base = "{api_base}"
-timeout_s = 2
-retries = 1
-"""
 Sickness = Callable[[str, int, str], Reply | None]  # (role, times this call was made before, the well answer)
 
 
@@ -79,9 +73,8 @@ def endpoint_lane(folder: Path, broker: Broker) -> Iterator[Lane]:
     """A lane of the real processes on a sick endpoint; `lane.models` is the endpoint."""
     models = SickModels()
     with StubModels(models.answer) as server:
-        config = CONFIG.split("[tasks.chaos.student]")[0].replace('verifier = "worker:verify"\n', "")
-        roles = ("student", "judge", "refiner", "strategist")
-        config += "".join(MODEL.format(role=role, api_base=server.api_base) for role in roles)
+        config = WITHOUT_MODELS.replace('verifier = "worker:verify"\n', "")
+        config += role_tables("chaos", model="hosted_vllm/{role}", api_base=server.api_base, timeout_s=2, retries=1)
         with Lane(folder, "endpoint", broker, config, stub=False, besides=("worker",)) as lane:
             lane.models, models.call_log = models, str(lane.calls)
             yield lane

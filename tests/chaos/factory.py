@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 from books import count_rows
 from broker import Broker
+from factory_settings import config_options, role_tables
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 from traffic import PARTITIONS, Acts, Traffic
@@ -31,7 +32,7 @@ from streams.supervisor import Child, Supervisor
 from streams.topics import connect_admin, create_topics, ensure_source_topic
 
 HERE = Path(__file__).parent
-CONFIG = """
+WITHOUT_MODELS = """
 [kafka]
 partitions = 2
 [worker]
@@ -51,13 +52,9 @@ max_rounds = 3
 [tasks.chaos.rubric]
 verifier = "worker:verify"
 rules = [{ id = "ripe", text = "It is refined often enough." }]
-[tasks.chaos.student]
-model = "scripted/stub"
-[tasks.chaos.refiner]
-model = "scripted/stub"
-[tasks.chaos.strategist]
-model = "scripted/stub"
 """
+STUB = {"model": "scripted/stub"}  # what it answers is decided in worker.py
+CONFIG = WITHOUT_MODELS + role_tables("chaos", ("student", "refiner", "strategist"), **STUB)
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0)
 SESSION_S = 6.0  # the least the broker allows
 CASE_ID = re.compile(rb"\[case ([\w.-]+) needs ")
@@ -96,9 +93,7 @@ class Lane:
             f"state_dir={self.folder / 'state'}",
         ]
         self.settings: Settings = load_settings(self.config, self.overrides, environ={})
-        self.options = ["--config", str(self.config)]
-        for override in self.overrides:
-            self.options += ["--set", override]
+        self.options = config_options(self.config, self.overrides)
         commands = {name: [name, *self.options] for name in ("intake", "retries", "sink", *besides)}
         programs = {role: self.worker_words(role) for role in ROLES if stub}
         self.supervisor = Supervisor(self.settings, commands, programs, BACKOFF_S)

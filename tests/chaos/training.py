@@ -12,7 +12,8 @@ from pathlib import Path
 
 from broker import Broker
 from disks import fill, mounted, remount
-from factory import CONFIG, Lane
+from factory import STUB, WITHOUT_MODELS, Lane
+from factory_settings import role_tables
 from tiny import make_tiny_model
 
 from schemas.adapters import AdapterRecord, adapter_folder, verify_adapter
@@ -49,10 +50,8 @@ RUN_LIMIT_S = 150.0  # importing torch takes most of it on a busy machine
 def trainer_lane(folder: Path, broker: Broker) -> Iterator[Lane]:
     """A lane with a trainer and a rollout besides, and a registry on a small file system where that is permitted."""
     base = make_tiny_model(folder / "tiny")
-    config = CONFIG.replace(
-        '[tasks.chaos.student]\nmodel = "scripted/stub"', '[tasks.chaos.student]\nmodel = "local/tiny"'
-    )
-    config += MORE.format(base=base)
+    config = WITHOUT_MODELS + role_tables("chaos", ("student",), model="local/tiny")
+    config += role_tables("chaos", ("refiner", "strategist"), **STUB) + MORE.format(base=base)
     with (
         mounted(folder / "trainer" / "state" / "adapters", "96m"),
         Lane(folder, "trainer", broker, config, besides=("trainer", "rollout")) as lane,
