@@ -10,18 +10,19 @@ import contextlib
 import logging
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from schemas.errors import RecordError
 from schemas.settings import Settings
 from schemas.tracing.context import parent_in
 from streams.decoding import parse_json
 from streams.mapping import CompiledMapping
-from streams.records import Found, Record, complete, set_field
+from streams.records import Found, Record, set_field
 from streams.shapes.cloudevents import fill_in, fill_in_trace, from_headers, is_structured, structured_data
-from streams.shapes.debezium import changed_row, is_debezium, only_column
+from streams.shapes.debezium import changed_row, fill_in_time, is_debezium, only_column
 from streams.shapes.flywheel import is_flywheel, read_flywheel
 from streams.shapes.helicone import is_helicone, read_helicone
 from streams.shapes.langfuse import is_langfuse, read_langfuse
@@ -36,7 +37,8 @@ from streams.shapes.values import keys, kind
 log = logging.getLogger(__name__)
 
 Headers = Sequence[tuple[str, bytes | None]]
-Context = tuple[Callable[[Record], None], ...]  # each envelope's word for what a record does not say, the nearest first
+# What the envelopes say, the nearest first, each with what writes it into a record where that says nothing itself.
+Context = tuple[tuple[Callable[[Any, Record], None], Any], ...]
 
 MAX_DEPTH = 8  # envelopes within envelopes
 _MAGIC = 1  # bytes in a registry's format begin with this or 0
@@ -106,19 +108,16 @@ class Reader:
         return self._mappings[topic]
 
 
-class _Walk:
+class _Walk(msgspec.Struct):
     """One message being taken apart. `index` numbers what could be a call, whether or not it is one."""
 
-    __slots__ = ("_mapping", "_registry", "_shape", "bodies", "found", "index", "trail")
-
-    def __init__(self, registry: Registry, mapping: CompiledMapping | None) -> None:
-        self.found: list[Found] = []
-        self.index = 0
-        self.trail = ""  # the envelopes so far, as "cloudevents/debezium/"
-        self.bodies: list[dict[str, Any]] | None = None  # what is inside the envelopes, where somebody asks for it
-        self._shape = ""  # what is inside them, where it was recognised
-        self._registry = registry
-        self._mapping = mapping
+    registry: Registry
+    mapping: CompiledMapping | None
+    found: list[Found] = []
+    index: int = 0
+    trail: str = ""  # the envelopes so far, as "cloudevents/debezium/"
+    shape: str = ""  # what is inside them, where it was recognised
+    bodies: list[dict[str, Any]] | None = None  # what is inside them, where somebody asks for it
 
     def message(self, value: bytes | None, headers: Headers) -> None:
         """Takes a whole message."""
@@ -126,24 +125,24 @@ class _Walk:
         if headers:
             attributes = from_headers(headers)
             if attributes:
-                self.trail, context = "cloudevents/", (partial(fill_in, attributes),)
+                self.trail, context = "cloudevents/", ((fill_in, attributes),)
             if (parent := parent_in(headers)) is not None:  # nearer than what the event says of its own beginning
-                context = (partial(fill_in_trace, parent.trace_id, parent.header), *context)
+                context = ((fill_in_trace, parent.header), *context)
         if value is None:
             raise RecordError("deleted", "the record is a tombstone")
-        if value.isspace() or value == b"":
+        if not value or value.isspace():
             raise RecordError("empty", "the record has no value")
         named = named_in_headers(headers) if headers else None
         if named is not None:
             self.trail = "schema-registry/" + self.trail
-            self._open(self._registry.decode(named, value), context, 1)
+            self._open(self.registry.decode(named, value), context, 1)
         else:
             self._bytes(value, context, 0)
 
     def _bytes(self, value: bytes, context: Context, depth: int) -> None:
         if value and value[0] <= _MAGIC and (framed := split_magic(value)) is not None:
             self.trail += "schema-registry/"
-            self._open(self._registry.decode(*framed), context, depth + 1)
+            self._open(self.registry.decode(*framed), context, depth + 1)
         elif (
             value.find(EXPORT, 0, BEGINNING) >= 0 and depth <= MAX_DEPTH and (export := read_export(value)) is not None
         ):
@@ -172,7 +171,7 @@ class _Walk:
         if all(is_chunk(item) for item in items):
             raise RecordError("stream_chunk", "the pieces of a streamed answer, without its prompt")
         trail = self.trail
-        context = tuple(partial(_fill_in_but_id, fill) for fill in context)  # one id is not for many
+        context = tuple((_fill_in_but_id, one) for one in context)  # one id is not for many
         for item in items:
             self.trail = trail
             self._each(item, context, depth)
@@ -189,7 +188,7 @@ class _Walk:
         elif "specversion" in body and is_structured(body):
             self.trail += "cloudevents/"
             data = structured_data(body)
-            context = (partial(fill_in, body), *context)
+            context = ((fill_in, body), *context)
             if isinstance(data, bytes):
                 self._bytes(data, context, depth + 1)
             else:
@@ -199,26 +198,26 @@ class _Walk:
         elif is_debezium(body):
             self.trail += "debezium/"
             row, ts_ms = changed_row(body)
-            self._row(row, (partial(complete, told={"ts_ms": ts_ms}), *context) if ts_ms else context, depth + 1)
+            self._row(row, ((fill_in_time, ts_ms), *context) if ts_ms else context, depth + 1)
         else:
             self._call(body, context, depth)
 
     def _row(self, row: dict[str, Any], context: Context, depth: int) -> None:
         """Takes a table's row: a call, an envelope, or an outbox with one of these in a column."""
-        known = self._mapping is not None or is_otlp(row) or is_structured(row) or _shape_of(row) is not None
+        known = self.mapping is not None or is_otlp(row) or is_structured(row) or _shape_of(row) is not None
         column = None if known else only_column(row)
         self._open(row if column is None else column, context, depth)
 
     def _spans(self, body: dict[str, Any] | Export, context: Context) -> None:
-        self._shape = "otlp"
+        self.shape = "otlp"
         spans = Spans(body, self.index)
         for one in spans.calls():
-            self.index, self._shape = one.index, one.shape
+            self.index, self.shape = one.index, one.shape
             self._add(one.record, context)
         self.index = spans.seen
 
     def _call(self, body: dict[str, Any], context: Context, depth: int) -> None:
-        mapping = self._mapping
+        mapping = self.mapping
         if self.bodies is not None:
             self.bodies.append(body)
         if mapping is None:
@@ -254,7 +253,7 @@ class _Walk:
         shape = _shape_of(body)
         if shape is None:
             raise RecordError("wrong_shape", f"no shape Goldstream reads; its keys are {keys(body)}")
-        self._shape, read = shape
+        self.shape, read = shape
         return read(body)
 
     def _add(self, record: Record | RecordError, context: Context = ()) -> None:
@@ -263,21 +262,21 @@ class _Walk:
         else:
             if self.trail:
                 set_field(record, "shape", self.trail + record.shape)
-            for fill in context:
-                fill(record)
+            for fill_in_from, told in context:
+                fill_in_from(told, record)
             self.found.append(Found(self.index, record, record.shape))
         self.index += 1
-        self._shape = ""
+        self.shape = ""
 
     def recognised(self) -> str:
         """Returns the envelopes and the shape inside them, as far as they were recognised."""
-        return (self.trail + self._shape).rstrip("/")
+        return (self.trail + self.shape).rstrip("/")
 
 
-def _fill_in_but_id(fill: Callable[[Record], None], record: Record) -> None:
-    held = record.event_id
-    fill(record)
-    set_field(record, "event_id", held)
+def _fill_in_but_id(one: tuple[Callable[[Any, Record], None], Any], record: Record) -> None:
+    (fill_in_from, told), event_id = one, record.event_id
+    fill_in_from(told, record)
+    set_field(record, "event_id", event_id)
 
 
 def _shape_of(body: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], Record]] | None:

@@ -43,15 +43,15 @@ def fill_in(event: Mapping[str, Any], record: Record) -> None:
         if not record.event_id and event_id:  # unique together with its source, says the specification
             set_field(record, "event_id", f"{source}#{event_id}")
     if (given := event.get("traceparent")).__class__ is str and (header := header_of(given)):
-        fill_in_trace(header[3:35], header, record)
+        fill_in_trace(header, record)
 
 
-def fill_in_trace(trace_id: str, header: str, record: Record) -> None:
-    """Writes the trace and its traceparent into a record, each where it has none."""
+def fill_in_trace(traceparent: str, record: Record) -> None:
+    """Writes a traceparent and the trace that it names into a record, each where it has none."""
     if not record.trace_id:
-        set_field(record, "trace_id", trace_id)
+        set_field(record, "trace_id", traceparent[3:35])
     if not record.traceparent:
-        set_field(record, "traceparent", header)
+        set_field(record, "traceparent", traceparent)
 
 
 def from_headers(headers: Any) -> dict[str, str]:

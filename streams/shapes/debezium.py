@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schemas.errors import RecordError
+from streams.records import Record, set_field
 from streams.shapes.values import kind, parsed, text, time_ms
 
 _GONE = {"d": "deletes a row", "t": "truncates the table", "m": "is a message of the log"}
@@ -40,6 +41,12 @@ def changed_row(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
     origin = payload.get("source")
     origin = origin if isinstance(origin, dict) else {}
     return _parsed_columns(row), time_ms(origin.get("ts_ms") or payload.get("ts_ms"))
+
+
+def fill_in_time(ts_ms: int, record: Record) -> None:
+    """Writes when a row was changed into a record that does not say when the call was made."""
+    if not record.ts_ms:
+        set_field(record, "ts_ms", ts_ms)
 
 
 def only_column(row: dict[str, Any]) -> Any:

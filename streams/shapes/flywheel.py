@@ -18,9 +18,10 @@ def is_flywheel(body: dict[str, Any]) -> bool:
 
 def read_flywheel(body: dict[str, Any]) -> Record:
     """Returns the record."""
-    around = {} if body.keys() <= _OWN else body
+    around = {} if _OWN.issuperset(body) else body
     record = read_halves(body["request"], body.get("response"), around, "flywheel")
-    set_field(record, "ts_ms", time_ms(body.get("timestamp")) or record.ts_ms)
+    if ts_ms := time_ms(body.get("timestamp")):
+        set_field(record, "ts_ms", ts_ms)
     set_field(record, "source", first(body.get("client_id")))
     if not around and not record.workload:
         set_field(record, "workload", first(body["workload_id"]))

@@ -103,7 +103,7 @@ def _first_choice(choices: Any) -> tuple[str, tuple[Message, ...]]:
     if message.__class__ is not dict:
         raise RecordError("wrong_type", f"`choices[0].message` is {kind(message)}, expected an object")
     content = message.get("content")
-    if content is not None and content.__class__ is not str and content.__class__ is not list:
+    if content.__class__ is not str and content is not None and content.__class__ is not list:
         raise RecordError("wrong_type", f"`choices[0].message.content` is {kind(content)}, expected text")
     return finish, read_completion(message, "choices[0].message")
 
