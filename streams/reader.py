@@ -43,15 +43,16 @@ Context = tuple[tuple[Callable[[Any, Record], None], Any], ...]
 MAX_DEPTH = 8  # envelopes within envelopes
 _MAGIC = 1  # bytes in a registry's format begin with this or 0
 
+Shape = tuple[str, Callable[[dict[str, Any]], Record]]  # its name, and what reads a record of it
+_OPENAI: Shape = ("openai", read_openai)
 # In this order: a record of one may hold the tell-tales of those after it.
-_SHAPES: tuple[tuple[str, Callable[[dict[str, Any]], bool], Callable[[dict[str, Any]], Record]], ...] = (
-    ("litellm", is_litellm, read_litellm),
-    ("flywheel", is_flywheel, read_flywheel),
-    ("helicone", is_helicone, read_helicone),
-    ("langfuse", is_langfuse, read_langfuse),
-    ("openai", is_openai, read_openai),
+_SHAPES: tuple[tuple[Callable[[dict[str, Any]], bool], Shape], ...] = (
+    (is_litellm, ("litellm", read_litellm)),
+    (is_flywheel, ("flywheel", read_flywheel)),
+    (is_helicone, ("helicone", read_helicone)),
+    (is_langfuse, ("langfuse", read_langfuse)),
+    (is_openai, _OPENAI),
 )
-_OPENAI = _SHAPES[-1:]
 _ENVELOPES = frozenset(("specversion", "resourceSpans", "payload", "op", "__deleted"))  # one of these is in each
 _PRODUCTS = frozenset(  # one of these is in every record of the other shapes
     (
@@ -75,15 +76,15 @@ class Reader:
         A reason never quotes the record's text. Raises RegistryDown, and nothing else: then the same message can be
         read later.
         """
-        walk = _Walk(self._registry, self._mapping(topic))
+        if topic not in self._mappings:
+            self._mappings[topic] = self._mapping(topic)
+        walk = _Walk(self._registry, self._mappings[topic])
         try:
             walk.message(value, headers)
         except RecordError as error:
             walk.found.append(Found(walk.index, error, walk.recognised()))
         except _UNFORESEEN as error:  # one record must never stop all that come after it
-            at = traceback.extract_tb(error.__traceback__)[
-                -1
-            ]  # where, never what: the error's text may quote the record
+            at = traceback.extract_tb(error.__traceback__)[-1]  # where, never what: its text may quote the record
             unread = RecordError("reader_error", f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}")
             log.error("a record of %s could not be read: %s. Please report this.", topic, unread.detail)
             walk.found.append(Found(walk.index, unread, walk.recognised()))
@@ -102,10 +103,8 @@ class Reader:
         return walk.bodies
 
     def _mapping(self, topic: str) -> CompiledMapping | None:
-        if topic not in self._mappings:
-            mapping = self._settings.mapping(topic)
-            self._mappings[topic] = CompiledMapping(mapping) if mapping.expressions() else None
-        return self._mappings[topic]
+        mapping = self._settings.mapping(topic)
+        return CompiledMapping(mapping) if mapping.expressions() else None
 
 
 class _Walk(msgspec.Struct):
@@ -154,9 +153,29 @@ class _Walk(msgspec.Struct):
         """Takes a value apart, one envelope at a time. Raises RecordError where it holds one call at most."""
         if depth > MAX_DEPTH:
             raise RecordError("too_deep", f"more than {MAX_DEPTH} envelopes, one in the other")
-        if body.__class__ is dict:
-            self._object(body, context, depth)
-        elif isinstance(body, list):
+        if body.__class__ is not dict:
+            self._no_object(body, context, depth)
+        elif _ENVELOPES.isdisjoint(body):
+            self._call(body, context)
+        elif "specversion" in body and is_structured(body):
+            self.trail += "cloudevents/"
+            data = structured_data(body)
+            context = ((fill_in, body), *context)
+            if isinstance(data, bytes):
+                self._bytes(data, context, depth + 1)
+            else:
+                self._open(data, context, depth + 1)
+        elif is_otlp(body):
+            self._spans(body, context)
+        elif is_debezium(body):
+            self.trail += "debezium/"
+            row, ts_ms = changed_row(body)
+            self._row(row, ((fill_in_time, ts_ms), *context) if ts_ms else context, depth + 1)
+        else:
+            self._call(body, context)
+
+    def _no_object(self, body: Any, context: Context, depth: int) -> None:
+        if isinstance(body, list):
             self._batch(body, context, depth)
         elif isinstance(body, str | bytes) and body[:1] in ("{", "[", "\x00", "\x01", b"{", b"[", b"\x00", b"\x01"):
             self._bytes(body.encode("utf-8", "replace") if isinstance(body, str) else body, context, depth + 1)
@@ -182,26 +201,6 @@ class _Walk(msgspec.Struct):
         except RecordError as error:
             self._add(error)
 
-    def _object(self, body: dict[str, Any], context: Context, depth: int) -> None:
-        if _ENVELOPES.isdisjoint(body):
-            self._call(body, context, depth)
-        elif "specversion" in body and is_structured(body):
-            self.trail += "cloudevents/"
-            data = structured_data(body)
-            context = ((fill_in, body), *context)
-            if isinstance(data, bytes):
-                self._bytes(data, context, depth + 1)
-            else:
-                self._open(data, context, depth + 1)
-        elif is_otlp(body):
-            self._spans(body, context)
-        elif is_debezium(body):
-            self.trail += "debezium/"
-            row, ts_ms = changed_row(body)
-            self._row(row, ((fill_in_time, ts_ms), *context) if ts_ms else context, depth + 1)
-        else:
-            self._call(body, context, depth)
-
     def _row(self, row: dict[str, Any], context: Context, depth: int) -> None:
         """Takes a table's row: a call, an envelope, or an outbox with one of these in a column."""
         known = self.mapping is not None or is_otlp(row) or is_structured(row) or _shape_of(row) is not None
@@ -216,7 +215,7 @@ class _Walk(msgspec.Struct):
             self._add(one.record, context)
         self.index = spans.seen
 
-    def _call(self, body: dict[str, Any], context: Context, depth: int) -> None:
+    def _call(self, body: dict[str, Any], context: Context) -> None:
         mapping = self.mapping
         if self.bodies is not None:
             self.bodies.append(body)
@@ -279,10 +278,12 @@ def _fill_in_but_id(one: tuple[Callable[[Any, Record], None], Any], record: Reco
     set_field(record, "event_id", event_id)
 
 
-def _shape_of(body: dict[str, Any]) -> tuple[str, Callable[[dict[str, Any]], Record]] | None:
-    for name, fits, read in _OPENAI if _PRODUCTS.isdisjoint(body) else _SHAPES:
+def _shape_of(body: dict[str, Any]) -> Shape | None:
+    if _PRODUCTS.isdisjoint(body):
+        return _OPENAI if is_openai(body) else None
+    for fits, shape in _SHAPES:
         if fits(body):
-            return name, read
+            return shape
     return None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from streams.records import Record, set_field
 from streams.shapes.openai import read_halves
-from streams.shapes.values import first, time_ms
+from streams.shapes.values import text, time_ms
 
 _OWN = frozenset(("request", "response", "timestamp", "client_id", "workload_id"))  # nothing else to look for
 
@@ -22,7 +22,7 @@ def read_flywheel(body: dict[str, Any]) -> Record:
     record = read_halves(body["request"], body.get("response"), around, "flywheel")
     if ts_ms := time_ms(body.get("timestamp")):
         set_field(record, "ts_ms", ts_ms)
-    set_field(record, "source", first(body.get("client_id")))
+    set_field(record, "source", text(body.get("client_id") or ""))
     if not around and not record.workload:
-        set_field(record, "workload", first(body["workload_id"]))
+        set_field(record, "workload", text(body["workload_id"] or ""))
     return record
