@@ -36,9 +36,9 @@ class ListRecords:
 class InThread(Service):
     """Rollout in a thread; leaving the block stops it."""
 
-    def __init__(self, settings: Settings, records: ListRecords) -> None:
+    def __init__(self, settings: Settings, records: ListRecords, **options: Any) -> None:
         self.stop = threading.Event()
-        options = {"stop": self.stop, "records": records, "poll_s": 0.02}
+        options = {"stop": self.stop, "records": records, "poll_s": 0.02} | options
         self.thread = threading.Thread(target=run_rollout, args=(settings,), kwargs=options)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from click.testing import CliRunner
 from factory_settings import process_options
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 from pipeline import STUB_TASK
+from waiting import wait_until
 
 from goldstream import cli
 from schemas.case import Case, decode_case, encode_case
@@ -37,7 +37,7 @@ def start(make_settings: Make, topic: str, *overrides: str) -> Settings:
 
 @contextlib.contextmanager
 def running(run: Callable[[threading.Event, Callable[[], None]], None]) -> Iterator[None]:
-    """Runs intake or the sink in a thread."""
+    """Runs intake, the sink or what else a process does in a thread."""
     stop, ready = threading.Event(), threading.Event()
     thread = threading.Thread(target=run, args=(stop, ready.set))
     thread.start()
@@ -62,10 +62,8 @@ def sink_all(settings: Settings) -> None:
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    """Waits until `condition` holds, which asks Kafka."""
+    wait_until(condition, timeout_s, every_s=0.1)
 
 
 def cases_on(settings: Settings, name: str) -> list[Case]:

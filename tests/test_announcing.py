@@ -13,7 +13,8 @@ import msgspec
 import pytest
 from rolling import InThread, ListRecords, a_record, publish_and_promote
 from tiny import make_tiny_adapter
-from toys import NEW, OLD, wait_until
+from toys import NEW, OLD
+from waiting import wait_until
 
 from agents.models import Models
 from schemas.adapters import served_name
@@ -74,13 +75,8 @@ def test_waiting_ends_with_news_and_work_done_meanwhile_leaves_no_pause(tmp_path
 def test_a_promotion_is_announced_however_rarely_rollout_looks(
     settings: Settings, base: Path, run_folder: Path
 ) -> None:
-    class Rare(InThread):
-        def __init__(self, settings: Settings, records: ListRecords) -> None:
-            super().__init__(settings, records)
-            self.thread._kwargs["poll_s"] = 3600.0  # type: ignore[attr-defined]
-
     records = ListRecords()
-    with Rare(settings, records):
+    with InThread(settings, records, poll_s=3600.0):
         for count, version in enumerate((OLD, NEW), 1):
             publish_and_promote(settings, base, run_folder, version)
             wait_until(lambda count=count: len(records.records) == count)  # type: ignore[misc]

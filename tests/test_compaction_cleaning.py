@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from ended_cases import ended, land
 from test_compaction import data_files, everything, filled, landing_files, plainly
+from waiting import wait_until
 
 from schemas.gold import read_chain
 from schemas.manifests import latest_manifest, manifest_numbers
@@ -93,10 +93,7 @@ def test_the_keeper_compacts_when_it_is_due_and_stops_with_the_sink(gold: Path) 
         assert due(gold, settings) == "4 landing files"
         now = 6.0
         keeper.tick()
-        deadline = time.monotonic() + 60
-        while latest_manifest(gold).number == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: latest_manifest(gold).number, 60)
         assert due(gold, settings) is None
     finally:
         keeper.stop()
@@ -112,13 +109,15 @@ def test_the_keeper_removes_what_was_put_aside_also_where_nothing_new_lands(gold
     compact(gold, settings)
     before = everything(gold)
     keeper = Keeper(gold, settings, lambda: now)
-    deadline = time.monotonic() + 60
+
+    def all_removed() -> bool:
+        nonlocal now
+        now += 6.0
+        keeper.tick()
+        return not landing_files(gold) and next_at_ms(gold, settings.grace_s) is None
+
     try:
-        while landing_files(gold) or next_at_ms(gold, settings.grace_s) is not None:
-            assert time.monotonic() < deadline
-            now += 6.0
-            keeper.tick()
-            time.sleep(0.05)
+        wait_until(all_removed, 60, every_s=0.05)
     finally:
         keeper.stop()
     assert everything(gold) == before

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dashboard_client import Dashboard
 from ended_cases import ended, land
 from judged_cases import FAILED, PASSED, rows, toy
 from pipeline import STUB_TASK, openai_record, produce
-from rolling import ListRecords
+from rolling import InThread, ListRecords
 from steps import Make, cases_on, put, sink_all, start, until
 from test_dlq import died
 from toys import NEW, OLD, a_manifest, a_report
@@ -28,7 +27,6 @@ from streams.dashboard import live, operating
 from streams.lag import LagReader
 from trainer.orders import KafkaCommands
 from trainer.registry import promote, promotions, publish, write_gate
-from trainer.rollout import run_rollout
 
 HOSTILE = "<script>alert(1)</script>\u2028</textarea>'\"&"
 
@@ -269,20 +267,6 @@ def test_an_experts_decision_is_made_once_and_the_second_is_told_so(make_setting
         assert state["review"]["waiting_unresolved"] == 1
 
 
-@contextmanager
-def rollout(settings: Settings) -> Iterator[None]:
-    """Runs rollout in a thread with commands from Kafka."""
-    stop = threading.Event()
-    options = {"stop": stop, "records": ListRecords(), "commands": KafkaCommands(settings), "poll_s": 0.05}
-    thread = threading.Thread(target=run_rollout, args=(settings,), kwargs=options)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
-
-
 def test_a_rollback_reaches_rollout_and_its_answer_the_page(
     make_settings: Make, settings: Settings, base: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +285,7 @@ def test_a_rollback_reaches_rollout_and_its_answer_the_page(
         assert dashboard.post("/api/adapters/nobody/rollback", {"reason": "x"}).status == 400
         assert dashboard.post("/api/adapters/toy/promote", {"reason": "x", "version": "../x"}).status == 400
         asked = {"reason": "doses are wrong", "by": "ann", "version": NEW, "promotions": 2}
-        with rollout(line):
+        with InThread(line, ListRecords(), commands=KafkaCommands(line)):
             reply = dashboard.post("/api/adapters/toy/rollback", asked)
             assert (reply.status, reply.json["result"]) == (200, "done")
             assert promotions(line.adapters, "toy")[-1].version == OLD

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -11,8 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from rolling import THIRD, ListRecords
+from rolling import THIRD, InThread, ListRecords
 from toys import NEW, OLD, a_manifest, a_report
+from waiting import wait_until
 
 from schemas.commands import AdapterCommand, CommandAnswer, Pause, Record, decode_command, encode_command, read_pause
 from schemas.errors import BrokerError
@@ -20,7 +20,6 @@ from schemas.settings import Settings
 from streams.topics import create_topics
 from trainer.orders import EXPIRES_S, KafkaCommands, Orders
 from trainer.registry import incumbent, promote, promotions, publish, write_gate
-from trainer.rollout import run_rollout
 
 
 class ListCommands:
@@ -128,23 +127,20 @@ def test_rollout_reads_commands_from_kafka_and_answers_there(
     settings = msgspec.structs.replace(line, kafka=here.kafka)
     create_topics(settings)
     theirs = KafkaCommands(settings)
-    stop = threading.Event()
-    options: dict[str, Any] = {"records": ListRecords(), "commands": KafkaCommands(settings), "poll_s": 0.05}
-    rollout = threading.Thread(target=run_rollout, args=(settings,), kwargs={"stop": stop} | options)
-    rollout.start()
+    answers: list[CommandAnswer] = []
+
+    def answered() -> bool:
+        answers[:] = [record for record in theirs.read() if isinstance(record, CommandAnswer)]
+        return bool(answers)
+
     try:
-        for record in (Pause("judge", True, 1), asked("rollback", NEW)):
-            theirs.append(record)  # type: ignore[arg-type]  # the topic takes any record
-        answers: list[CommandAnswer] = []
-        deadline = time.monotonic() + 60
-        while not answers and time.monotonic() < deadline:
-            answers = [record for record in theirs.read() if isinstance(record, CommandAnswer)]
-            time.sleep(0.05)
-        assert [answer.result for answer in answers] == ["done"]
-        assert incumbent(settings.adapters, "toy") == OLD
+        with InThread(settings, ListRecords(), commands=KafkaCommands(settings)):
+            for record in (Pause("judge", True, 1), asked("rollback", NEW)):
+                theirs.append(record)  # type: ignore[arg-type]  # the topic takes any record
+            wait_until(answered, 60, every_s=0.05)
+            assert [answer.result for answer in answers] == ["done"]
+            assert incumbent(settings.adapters, "toy") == OLD
     finally:
-        stop.set()
-        rollout.join(30)
         theirs.close()
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import pytest
 from bench.stub import Stub
+from factory_settings import role_tables
 from pydantic import BaseModel
 from raw_replies import A_CALL, KEY, PROMPT, REPLIES, USAGE, Raw, RawServer, a_choice, body, http, refused
 
@@ -318,9 +319,8 @@ def test_a_worker_whose_models_are_direct_never_imports_litellm(tmp_path: Path) 
         asyncio.run(run())
     """
     with Stub() as stub:
-        prices = "input_cost_per_token = 0\noutput_cost_per_token = 0\n"
-        model = f'model = "hosted_vllm/judge"\napi_base = "{stub.api_base}"\n{prices}'
-        roles = "".join(f"[tasks.toy.{role}]\n{model}" for role in ("student", "judge", "refiner", "strategist"))
+        prices = {"input_cost_per_token": 0, "output_cost_per_token": 0}
+        roles = role_tables("toy", model="hosted_vllm/judge", api_base=stub.api_base, **prices)
         rules = '[tasks.toy.rubric]\nrules = [{ id = "short", text = "be short" }]\n'
         budget = "[tasks.toy.budget]\nusd_per_day = 5.0\n"
         (tmp_path / "goldstream.toml").write_text(f'[tasks.toy]\ntopics = ["log"]\n{roles}{rules}{budget}')

@@ -14,7 +14,8 @@ import pytest
 from rolling import RECORD, THIRD, InThread, ListRecords, a_record, on_vllm, publish_and_promote, traffic, tried
 from stub_models import StubModels
 from stub_vllm import StubVllm
-from toys import NEW, OLD, add_gold, wait_until, with_task
+from toys import NEW, OLD, add_gold, with_task
+from waiting import wait_until
 
 from agents.models import Models, calling_for
 from schemas.adapters import served_name

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import msgspec
 import pytest
 from safetensors import safe_open
 from toys import STRATEGY, TOY, a_case
+from waiting import wait_until
 
 from schemas.case import Case
 from schemas.errors import AdapterError, SetupError, TrainingError
@@ -235,10 +235,11 @@ def test_processes_of_a_stopped_run_end_with_it(base: Path, examples: list[Examp
 
     with pytest.raises(Stopped):
         train_lora(base, examples, change(QUICK, processes=2, epochs=10_000), tmp_path, progress=stop)
-    deadline = time.monotonic() + 10
-    while any("trainer.distributed" in child.cmdline() for child in psutil.Process().children(recursive=True)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def at_work() -> bool:
+        return any("trainer.distributed" in child.cmdline() for child in psutil.Process().children(recursive=True))
+
+    wait_until(lambda: not at_work(), 10)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
@@ -252,10 +253,7 @@ def test_processes_of_a_killed_run_end_with_it(base: Path, examples: list[Exampl
     write_job(tmp_path / "job", base, examples, change(QUICK, processes=2, epochs=10_000), tmp_path / "out")
     ended = subprocess.run([sys.executable, "-c", KILLED_AT, str(tmp_path / "job"), "1"], check=False, timeout=200)
     assert ended.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 10
-    while at_work():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not at_work(), 10)
     assert (tmp_path / "out/rank-0.log").exists()  # there were such processes
 
 

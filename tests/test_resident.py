@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from toys import STRATEGY, TOY, Service, ToyEngine, a_case, add_gold, toy_gold, toy_judge, wait_until, with_task
+from toys import STRATEGY, TOY, Service, ToyEngine, a_case, add_gold, toy_gold, toy_judge, with_task
+from waiting import wait_until
 
 from schemas.case import Case, Strategy
 from schemas.errors import TrainingError

@@ -21,7 +21,8 @@ from rolling import THIRD, InThread, ListRecords, a_record, on_vllm, publish_and
 from rollout_process import FileRecords
 from stub_vllm import StubVllm
 from tiny import make_tiny_adapter
-from toys import NEW, OLD, a_manifest, add_gold, wait_until
+from toys import NEW, OLD, a_manifest, add_gold
+from waiting import wait_until
 
 from schemas.adapters import AdapterRecord, served_name
 from schemas.errors import SettingsError

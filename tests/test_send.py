@@ -110,7 +110,7 @@ def test_a_file_that_grew_goes_on_and_one_that_was_replaced_is_refused(tmp_path:
         ("bad.parquet", b"PAR1 no table PAR1", "bad.parquet"),
         ("bad.jsonl.gz", gzip.compress(lines(1, 2))[:-9], "bad.jsonl.gz"),
     ],
-    ids=["json", "parquet", "gzip"],  # of two processes that collect at different times
+    ids=["json", "parquet", "gzip"],  # gzip writes the time: two processes that collect would name it differently
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 from rolling import InThread, ListRecords, on_vllm, publish_and_promote
 from stub_vllm import StubVllm
-from toys import OLD, a_manifest, wait_until, with_task
+from toys import OLD, a_manifest, with_task
+from waiting import wait_until
 
 from agents.models import Models, calling_for
 from schemas.adapters import served_name

@@ -22,9 +22,9 @@ from toys import (
     files_of_at_most,
     toy_gold,
     toy_judge,
-    wait_until,
     with_task,
 )
+from waiting import wait_until
 
 from schemas.adapters import base_fingerprint
 from schemas.case import Message, Violation

@@ -26,9 +26,9 @@ from toys import (
     add_gold,
     toy_gold,
     toy_judge,
-    wait_until,
     with_task,
 )
+from waiting import wait_until
 
 from schemas.adapters import GateReport, base_fingerprint, verify_adapter
 from schemas.settings import Gate, LocalModel, Settings

@@ -21,7 +21,7 @@ import pytest
 from real_vllm import Server, free_port
 from rolling import InThread, ListRecords
 from tiny import make_tiny_adapter, write_manifest
-from toys import wait_until
+from waiting import wait_until
 
 from agents.local import LocalEngine
 from agents.models import Models

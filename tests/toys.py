@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import resource
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,13 +89,6 @@ async def toy_judge(messages: Sequence[Message], answer: str) -> Verdict:
 
 def with_task(settings: Settings, **changes: Any) -> Settings:
     return msgspec.structs.replace(settings, tasks={"toy": msgspec.structs.replace(settings.tasks["toy"], **changes)})
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "condition did not come true in time"
-        time.sleep(0.01)
 
 
 def a_manifest(base: Path, version: str, **changes: Any) -> AdapterManifest:

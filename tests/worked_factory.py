@@ -10,13 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from factory_settings import config_options, role_tables
 from kafka import KafkaProducer
-from steps import put, sink_all
+from steps import put, running, sink_all
 from toys import NEW, OLD, a_manifest, a_report
 
 from schemas.case import Attempt, Case, Charge, Message, Source, Spend, Strategy, Verdict, Violation, encode_case
@@ -105,22 +105,17 @@ class Factory:
     @contextlib.contextmanager
     def rollout(self) -> Iterator[None]:
         """Answers what the page asks for, as the rollout process does."""
-        stop = threading.Event()
 
-        def answer() -> None:
+        def answer(stop: threading.Event, ready: Callable[[], None]) -> None:
             commands = KafkaCommands(self.settings)
             orders = Orders(self.settings, commands)
+            ready()
             while not stop.wait(0.05):
                 orders.poll()
             commands.close()
 
-        thread = threading.Thread(target=answer)
-        thread.start()
-        try:
+        with running(answer):
             yield
-        finally:
-            stop.set()
-            thread.join(30)
 
 
 class Dashboard:
