@@ -59,7 +59,7 @@ def whole_response(response: Any) -> Any:
 
 def _from_events(stream: str) -> dict[str, Any] | list[Any]:
     """Returns the answer that a stream of texts makes up; of any other stream its events."""
-    held = stream.strip()[5:].replace("\n\n", "\n").split("\ndata:")
+    held = stream.strip()[5:].split("\ndata:")  # the empty lines between them are passed over
     if held[-1].strip() == "[DONE]":
         held.pop()
     try:
