@@ -257,13 +257,15 @@ class _Walk(msgspec.Struct):
 
     def _add(self, record: Record | RecordError, context: Context = ()) -> None:
         if isinstance(record, RecordError):
-            self.found.append(Found(self.index, record, self.recognised()))
+            shape = self.recognised()
         else:
+            shape = record.shape
             if self.trail:
-                set_field(record, "shape", self.trail + record.shape)
+                shape = self.trail + shape
+                set_field(record, "shape", shape)
             for fill_in_from, told in context:
                 fill_in_from(told, record)
-            self.found.append(Found(self.index, record, record.shape))
+        self.found.append(Found(self.index, record, shape))
         self.index += 1
         self.shape = ""
 

@@ -42,8 +42,10 @@ def fill_in(event: Mapping[str, Any], record: Record) -> None:
             set_field(record, "source", source)
         if not record.event_id and event_id:  # unique together with its source, says the specification
             set_field(record, "event_id", f"{source}#{event_id}")
-    if (given := event.get("traceparent")).__class__ is str and (header := header_of(given)):
-        fill_in_trace(header, record)
+    if not (record.trace_id and record.traceparent):
+        given = event.get("traceparent")
+        if given.__class__ is str and (header := header_of(given)):
+            fill_in_trace(header, record)
 
 
 def fill_in_trace(traceparent: str, record: Record) -> None:

@@ -19,9 +19,7 @@ def is_flywheel(body: dict[str, Any]) -> bool:
 def read_flywheel(body: dict[str, Any]) -> Record:
     """Returns the record."""
     around = {} if _OWN.issuperset(body) else body
-    record = read_halves(body["request"], body.get("response"), around, "flywheel")
-    if ts_ms := time_ms(body.get("timestamp")):
-        set_field(record, "ts_ms", ts_ms)
+    record = read_halves(body["request"], body.get("response"), around, "flywheel", time_ms(body.get("timestamp")))
     set_field(record, "source", text(body.get("client_id") or ""))
     if not around and not record.workload:
         set_field(record, "workload", text(body["workload_id"] or ""))

@@ -26,7 +26,7 @@ def read_helicone(body: dict[str, Any]) -> Record:
     for name, half in (("request_body", request), ("response_body", response)):
         if half.__class__ is dict and len(half) == 1 and "model" in half:
             raise RecordError("redacted", f"`{name}` holds the model alone; {_OMITTED[name]} takes the rest out")
-    record = read_halves(request, response, body, "helicone")
+    record = read_halves(request, response, body, "helicone", time_ms(body.get("request_created_at")))
     if body.get("request_properties") and (properties := obj(body["request_properties"])):
         properties = {str(name).lower(): value for name, value in properties.items()}
         session = first(*[properties.get(name) for name in ("helicone-session-id", "session_id", "session")])
@@ -44,8 +44,6 @@ def read_helicone(body: dict[str, Any]) -> Record:
         set_field(record, "feedback", feedback)
     if event_id := first(body.get("request_id")):
         set_field(record, "event_id", event_id)
-    if ts_ms := time_ms(body.get("request_created_at")):
-        set_field(record, "ts_ms", ts_ms)
     if user := first(body.get("request_user_id")):
         set_field(record, "user", user)
     for name in ("costUSD", "cost_usd", "cost"):  # the last that is one counts

@@ -42,7 +42,7 @@ def read_litellm(body: dict[str, Any]) -> Record:
         elif isinstance(messages, dict):
             messages = messages.get("messages", [messages])
         request = given | {"messages": messages}
-    record = read_halves(request, response or {}, {}, "litellm")
+    record = read_halves(request, response or {}, {}, "litellm", time_ms(body.get("startTime")))
     metadata = obj(body.get("metadata"))
     theirs = obj(metadata.get("requester_metadata"))
     ours = obj(metadata.get("spend_logs_metadata"))
@@ -50,7 +50,7 @@ def read_litellm(body: dict[str, Any]) -> Record:
         messages=record.messages,
         completion=record.completion,
         event_id=first(record.event_id, body.get("id"), body.get("litellm_call_id")),
-        ts_ms=time_ms(body.get("startTime")) or record.ts_ms,
+        ts_ms=record.ts_ms,
         source="litellm",
         trace_id=first(body.get("trace_id")),
         traceparent=logged_parent(metadata, theirs, ours),

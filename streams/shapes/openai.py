@@ -30,8 +30,11 @@ def read_openai(body: dict[str, Any]) -> Record:
     return read_halves(body, body, body)
 
 
-def read_halves(request: Any, response: Any, around: dict[str, Any], shape: str = "") -> Record:
-    """Returns the record of a request and its response; either may be JSON in a text."""
+def read_halves(request: Any, response: Any, around: dict[str, Any], shape: str = "", ts_ms: int = 0) -> Record:
+    """Returns the record of a request and its response; either may be JSON in a text.
+
+    `ts_ms` is when the call was made, where `around` says that better than the response.
+    """
     if request.__class__ is not dict:
         request = parsed(request)
         if not isinstance(request, dict):
@@ -40,14 +43,14 @@ def read_halves(request: Any, response: Any, around: dict[str, Any], shape: str 
         response = parsed(response)
     if "messages" not in request:
         if is_responses(request, response):
-            return read_responses(request, response, around, shape or "openai-responses")
+            return read_responses(request, response, around, shape or "openai-responses", ts_ms)
         if request is response and _is_answer(request):
             raise RecordError("no_messages", f"an answer without its prompt; its keys are {keys(request)}")
     elif response.__class__ is dict and response.get("type") == "message":
         request, response = _from_anthropic(request, response)
     elif request.get("system"):
         request = _with_system(request)
-    return read_chat(request, response, around, shape or "openai-chat")
+    return read_chat(request, response, around, shape or "openai-chat", ts_ms)
 
 
 def _is_answer(body: dict[str, Any]) -> bool:

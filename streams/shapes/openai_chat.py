@@ -13,7 +13,7 @@ from streams.shapes.streamed import is_chunk, whole_response
 from streams.shapes.values import amount, first, keys, kind, number, obj, params, parsed, text, time_ms, tools
 
 
-def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str = "openai-chat") -> Record:
+def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str, ts_ms: int) -> Record:
     """Returns the record of one chat completion; `around` is the object that holds both halves."""
     if response.__class__ is not dict or "chunks" in response or "streamed_data" in response:
         response = _whole(response)
@@ -46,7 +46,7 @@ def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], sh
         messages=messages,
         completion=completion,
         event_id=event_id,
-        ts_ms=time_ms(response.get("created") or around.get("timestamp") or around.get("created_at")),
+        ts_ms=ts_ms or time_ms(response.get("created") or around.get("timestamp") or around.get("created_at")),
         user=user if user.__class__ is str else first(user),
         model=model if model.__class__ is str and model else text(model) or text(request.get("model")),
         tools=tools(offered) if offered else (),

@@ -22,7 +22,7 @@ def is_responses(request: dict[str, Any], response: Any) -> bool:
     return "input" in request and ("instructions" in request or "previous_response_id" in request)
 
 
-def read_responses(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str) -> Record:
+def read_responses(request: dict[str, Any], response: Any, around: dict[str, Any], shape: str, ts_ms: int) -> Record:
     """Returns the record of one response; `around` is the object that holds both halves."""
     response = response if response.__class__ is dict else obj(response)
     if response.get("status") in ("failed", "cancelled") or (response.get("error") and not response.get("output")):
@@ -49,7 +49,7 @@ def read_responses(request: dict[str, Any], response: Any, around: dict[str, Any
         messages=read_messages(messages, "input"),
         completion=read_completion(answer, "output"),
         event_id=event_id,
-        ts_ms=time_ms(response.get("created_at") or around.get("timestamp")),
+        ts_ms=ts_ms or time_ms(response.get("created_at") or around.get("timestamp")),
         user=user if user.__class__ is str else first(user),
         model=model if model.__class__ is str and model else first(model, request.get("model")),
         tools=tools(request.get("tools") or response.get("tools")),
