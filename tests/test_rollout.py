@@ -153,6 +153,27 @@ def test_a_changed_adapter_is_not_loaded(
     assert (records.records, vllm.loaded) == ([], {})
 
 
+def test_servers_are_given_their_adapters_also_where_the_base_lies_on_another_machine(
+    settings: Settings, base: Path, run_folder: Path, vllm: StubVllm, tmp_path: Path
+) -> None:
+    records = ListRecords()
+    publish_and_promote(settings, base, run_folder, OLD)
+    with InThread(on_vllm(settings, tmp_path / "elsewhere", vllm), records):
+        wait_until(lambda: len(records.records) == 1)
+    assert list(vllm.loaded) == [served_name("toy", OLD)]
+
+
+def test_an_adapter_of_another_base_is_not_loaded_where_the_base_is_at_hand(
+    settings: Settings, base: Path, run_folder: Path, vllm: StubVllm, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = ListRecords()
+    publish(settings.adapters, run_folder, a_manifest(base, OLD, base_sha256="0" * 64))
+    promote(settings.adapters, "toy", OLD, by="hand")
+    with InThread(on_vllm(settings, base, vllm), records):
+        wait_until(lambda: "another base" in caplog.text)
+    assert (records.records, vllm.loaded) == ([], {})
+
+
 def test_a_server_that_is_down_holds_up_nobody_and_gets_its_adapters_when_it_is_back(
     settings: Settings, base: Path, run_folder: Path, vllm: StubVllm
 ) -> None:

@@ -112,7 +112,7 @@ def verified_folder(settings: Settings, task: str, version: str) -> Path:
         )
     base = settings.local[name].path if provider == "local" else chosen.trainer.base
     folder = adapter_folder(settings.adapters, task, version)
-    verify_adapter(folder, base_fingerprint(Path(base)) if base else None)
+    verify_adapter(folder, base_fingerprint(Path(base)) if base and Path(base).is_dir() else None)
     return folder
 
 
