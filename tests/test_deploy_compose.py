@@ -12,7 +12,7 @@ import yaml
 from compose_spec.models import Service
 from deployed import DEPLOY, compose, image_of, image_variables, instructions
 
-from schemas.settings import Settings
+from schemas.settings import Settings, load_settings
 
 SERVICES: dict[str, Any] = compose()["services"]
 OURS = [name for name, service in SERVICES.items() if image_of(service["image"])]
@@ -97,6 +97,13 @@ def test_what_is_mounted_and_named_exists(name: str) -> None:
         assert (DEPLOY / (file["path"] + ".example")).exists()
     if "build" in service:
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).exists()
+
+
+@pytest.mark.parametrize("name", ["trainer", "trainer-gpu", "rollout", "vllm"])
+def test_whoever_loads_the_base_or_checks_adapters_against_it_has_its_folder(name: str) -> None:
+    base = load_settings(DEPLOY / "docker" / "goldstream.toml").tasks["support"].trainer.base
+    assert base.startswith("/models/")
+    assert "./models:/models:ro" in SERVICES[name]["volumes"]
 
 
 def test_vllm_is_reached_only_by_who_calls_it() -> None:

@@ -100,6 +100,17 @@ def test_every_name_stands_for_something(name: str) -> None:
             assert {source["secretRef"]["name"] for source in container.get("envFrom", [])} <= SECRETS, where
 
 
+@pytest.mark.parametrize("process", ["trainer", "rollout", "vllm"])
+def test_whoever_loads_the_base_or_checks_adapters_against_it_has_its_folder(process: str) -> None:
+    (base,) = {
+        task.trainer.base for task in load_settings(DEPLOY / "k8s/overlays/production/goldstream.toml").tasks.values()
+    }
+    (spec,) = [spec for _, labels, spec in pods(overlay("production")) if labels["app.kubernetes.io/name"] == process]
+    mounts = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+    assert base.startswith("/models/")
+    assert "/models" in mounts
+
+
 @both
 def test_every_selector_finds_pods(name: str) -> None:
     labels = [found for _, found, _ in pods(overlay(name))]
