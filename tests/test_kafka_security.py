@@ -36,20 +36,24 @@ from trainer.rollout import KafkaRecords
 USER, PASSWORD, VARIABLE = "goldstream-test", "s3cret-canary-pw", "GOLDSTREAM_TEST_PASSWORD"
 
 
-def keytool(*words: str) -> None:
-    program = Path(find_java()).resolve().with_name("keytool")
-    subprocess.run([str(program), *words], check=True, capture_output=True)
+def secure_listener(folder: Path, **further: str) -> SecureListener:
+    """Returns a listener for USER and `further` users, with a certificate made in `folder`."""
 
+    def keytool(*words: str) -> None:
+        program = Path(find_java()).resolve().with_name("keytool")
+        subprocess.run([str(program), *words], check=True, capture_output=True)
 
-@pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory) -> SecureListener:
-    folder = tmp_path_factory.mktemp("tls")
     store, authority = folder / "broker.p12", folder / "authority.pem"
     opened = ["-keystore", str(store), "-storetype", "PKCS12", "-storepass", "only-for-tests", "-alias", "broker"]
     subject = ["-dname", "CN=localhost", "-ext", "SAN=ip:127.0.0.1", "-ext", "bc=ca:true", "-validity", "30"]
     keytool("-genkeypair", *opened, *subject, "-keyalg", "RSA", "-keysize", "2048")
     keytool("-exportcert", "-rfc", *opened, "-file", str(authority))
-    return SecureListener(store, "only-for-tests", authority, USER, PASSWORD)
+    return SecureListener(store, "only-for-tests", authority, USER, PASSWORD, further)
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> SecureListener:
+    return secure_listener(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")

@@ -175,18 +175,22 @@ class _Told(ToyEngine):
         return [msgspec.defstruct("Made", [("text", str)])(self.told[adapter][p[-1].text()]) for p in prompts]
 
 
+def with_failed(make_settings: Make, models: StubModels, topic: str, calls_a_day: float) -> Settings:
+    """Returns settings with the money for so many calls a day, and a gold set of four cases that failed."""
+    prices = "".join(f"{name} = {value}\n" for name, value in PRICES.items())
+    toml = STUB_TASK.format(topic=topic, api_base=models.api_base).replace("retries = 0\n", "retries = 0\n" + prices)
+    settings = make_settings(toml + f"[tasks.toy.budget]\nusd_per_day = {calls_a_day * CALL_USD}\n")
+    create_topics(settings)
+    put(settings, "outcomes", *(toy(n, FAILED) for n in range(4)))
+    sink_all(settings)
+    return settings
+
+
 def test_replays_and_calibrations_stand_in_the_ledger_and_share_its_cap(
     make_settings: Make, models: StubModels, tmp_path: Path
 ) -> None:
     models.answer = lambda request: Reply(LOVED)
-    prices = "".join(f"{name} = {value}\n" for name, value in PRICES.items())
-    toml = STUB_TASK.format(topic="logs-spending", api_base=models.api_base).replace(
-        "retries = 0\n", "retries = 0\n" + prices
-    )
-    settings = make_settings(toml + f"[tasks.toy.budget]\nusd_per_day = {5.5 * CALL_USD}\n")
-    create_topics(settings)
-    put(settings, "outcomes", *(toy(n, FAILED) for n in range(4)))
-    sink_all(settings)
+    settings = with_failed(make_settings, models, "logs-spending", calls_a_day=5.5)
     replayed = command_line(settings, tmp_path, "replay", "--json", "--at-once", "1")
     assert replayed.exit_code == 0, replayed.output
     assert json.loads(replayed.stdout)["judged"] == 4
@@ -207,14 +211,7 @@ def test_replays_and_calibrations_stand_in_the_ledger_and_share_its_cap(
 def test_a_replay_told_to_wait_goes_on_with_the_ledgers_next_day(
     make_settings: Make, models: StubModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prices = "".join(f"{name} = {value}\n" for name, value in PRICES.items())
-    toml = STUB_TASK.format(topic="logs-midnight", api_base=models.api_base).replace(
-        "retries = 0\n", "retries = 0\n" + prices
-    )
-    settings = make_settings(toml + f"[tasks.toy.budget]\nusd_per_day = {2.5 * CALL_USD}\n")
-    create_topics(settings)
-    put(settings, "outcomes", *(toy(n, FAILED) for n in range(4)))
-    sink_all(settings)
+    settings = with_failed(make_settings, models, "logs-midnight", calls_a_day=2.5)
     midnight_after(2, models, monkeypatch)
     replayed = command_line(settings, tmp_path, "replay", "--json", "--at-once", "1", "--wait")
     assert replayed.exit_code == 0, replayed.output

@@ -13,11 +13,7 @@ import msgspec
 
 from schemas.adapters import MANIFEST, AdapterManifest, base_fingerprint, file_sha256
 
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endfor -%}
+_ANSWER_BEGINS = """\
 {%- if add_generation_prompt -%}
 <|im_start|>assistant
 {% if enable_thinking is defined and enable_thinking is false -%}
@@ -27,6 +23,13 @@ CHAT_TEMPLATE = """\
 
 {% endif -%}
 {%- endif -%}"""
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor -%}
+"""
+CHAT_TEMPLATE += _ANSWER_BEGINS
 # As Qwen3's does: tools in the system turn, calls as blocks, results as the user's.
 CALLING_TEMPLATE = """\
 {%- if tools -%}
@@ -52,15 +55,8 @@ CALLING_TEMPLATE = """\
 {%- endfor -%}
 <|im_end|>
 {% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% if enable_thinking is defined and enable_thinking is false -%}
-<think>
-
-</think>
-
-{% endif -%}
-{%- endif -%}"""
+"""
+CALLING_TEMPLATE += _ANSWER_BEGINS
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _TEXT = ["Metformin 500 mg twice daily.", "The patient denies chest pain.", "List each item once, as first mentioned."]
 

@@ -99,9 +99,9 @@ def _ours(factory: Factory, stub: Stub, texts: Sequence[str]) -> Run:
     ran = factory.run(texts[0].partition(".")[0].replace(" ", "-"), texts)
     after = stub.count()
     _expect(after.answered - before.answered == len(texts) * len(steps()), "ours made another number of calls")
-    cpu_s = sum(seconds for name, seconds in ran.cpu_s.items() if name != "broker")
+    used_s = sum(seconds for name, seconds in ran.cpu_s.items() if name != "broker")
     share = (after.cpu_s - before.cpu_s) / (after.at_s - before.at_s)
-    return Run(len(texts) / ran.seconds, factory.started_s, 1000 * cpu_s / len(texts), share)
+    return Run(len(texts) / ran.seconds, factory.started_s, 1000 * used_s / len(texts), share)
 
 
 def _other(name: str, room: Path, stub: Stub, texts: Sequence[str], mine: set[int]) -> Run:
@@ -113,14 +113,9 @@ def _other(name: str, room: Path, stub: Stub, texts: Sequence[str], mine: set[in
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     before, used, began = stub.count(), resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with on(mine), (room / "errors").open("w") as errors:
+        words = [str(script), str(room / "work.json"), str(out)]
         process = subprocess.Popen(
-            [
-                str(_python(name)),
-                "-P",
-                str(script),
-                str(room / "work.json"),
-                str(out),
-            ],  # -P: our modules are not theirs
+            [str(_python(name)), "-P", *words],  # -P: our modules are not theirs
             env=environment | QUIET | {"HOME": str(room), "HF_HOME": str(room / "hf")},
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -140,9 +135,9 @@ def _other(name: str, room: Path, stub: Stub, texts: Sequence[str], mine: set[in
     after, spent = stub.count(), resource.getrusage(resource.RUSAGE_CHILDREN)
     _check(name, out, len(texts))
     begun = times.get("warmed", first.at_s)
-    cpu_s = times.get("cpu_s", spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime - first.cpu_s)
+    used_s = times.get("cpu_s", spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime - first.cpu_s)
     share = (after.cpu_s - before.cpu_s) / (after.at_s - before.at_s)
-    return Run(len(texts) / (times["written"] - begun), begun - began, 1000 * cpu_s / len(texts), share)
+    return Run(len(texts) / (times["written"] - begun), begun - began, 1000 * used_s / len(texts), share)
 
 
 class _Watch:
