@@ -9,18 +9,12 @@ import msgspec
 
 from schemas.errors import RecordError
 
-_decode = msgspec.json.Decoder().decode
+decode = msgspec.json.Decoder().decode  # raises one of NOT_JSON
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def parse_json(value: bytes) -> Any:
-    """Returns what JSON bytes hold, lines of JSON as an array. Raises RecordError."""
-    try:
-        return _decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _parse_otherwise(value, error)
-
-
-def _parse_otherwise(value: bytes, error: Exception) -> Any:
+def decode_otherwise(value: bytes, error: Exception) -> Any:
+    """Returns what bytes hold that `decode` raised an error for, lines of JSON as an array. Raises RecordError."""
     try:
         value.decode("utf-8")
     except UnicodeDecodeError as why:
@@ -29,7 +23,7 @@ def _parse_otherwise(value: bytes, error: Exception) -> Any:
     if isinstance(error, RecursionError):
         raise RecordError("not_json", "nested too deeply")
     if value[:3] == b"\xef\xbb\xbf":
-        return parse_json(value[3:])
+        return _decode_rest(value[3:])
     if value.lstrip()[:1] in (b"{", b"[") and b"\n" in value.strip():
         try:
             return msgspec.json.Decoder().decode_lines(value)
@@ -39,6 +33,13 @@ def _parse_otherwise(value: bytes, error: Exception) -> Any:
         return _lenient(value)
     except (ValueError, RecursionError):
         raise RecordError("not_json", str(error)) from None
+
+
+def _decode_rest(value: bytes) -> Any:
+    try:
+        return decode(value)
+    except NOT_JSON as error:
+        return decode_otherwise(value, error)
 
 
 def _lenient(value: bytes) -> Any:

@@ -18,7 +18,7 @@ import msgspec
 from schemas.errors import RecordError
 from schemas.settings import Settings
 from schemas.tracing.context import parent_in
-from streams.decoding import parse_json
+from streams.decoding import NOT_JSON, decode, decode_otherwise
 from streams.mapping import CompiledMapping
 from streams.records import Found, Record, set_field
 from streams.shapes.cloudevents import fill_in, fill_in_trace, from_headers, is_structured, structured_data
@@ -147,7 +147,11 @@ class _Walk(msgspec.Struct):
         ):
             self._spans(export, context)
         else:
-            self._open(parse_json(value), context, depth)
+            try:
+                body = decode(value)
+            except NOT_JSON as error:
+                body = decode_otherwise(value, error)
+            self._open(body, context, depth)
 
     def _open(self, body: Any, context: Context, depth: int) -> None:
         """Takes a value apart, one envelope at a time. Raises RecordError where it holds one call at most."""

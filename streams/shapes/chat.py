@@ -94,7 +94,7 @@ def read_completion(raw: Any, where: str) -> tuple[Message, ...]:
     ):
         if _LETTER in content or content[:1] in _FIRST:
             check_text(content, where)
-        return (Message("assistant", _spoken(content)),)
+        return (Message("assistant", _spoken(content) if "<" in content else content),)
     if (
         raw.__class__ is dict
         and raw.keys() <= _CALLING
@@ -289,4 +289,4 @@ def _unthinking(message: Message) -> Message:
 
 def _spoken(content: str) -> str:
     """Returns an answer without the thinking that some servers leave in front of it."""
-    return split_thinking(content)[1] if "<" in content and content.lstrip().startswith("<think>") else content
+    return split_thinking(content)[1] if content.lstrip().startswith("<think>") else content
