@@ -227,6 +227,15 @@ def test_one_event_around_several_calls_lends_its_id_to_none(reader: Reader) -> 
     assert [one.record.event_id for one in found if isinstance(one.record, Record)] == ["", ""]
 
 
+def test_of_two_envelopes_the_nearer_is_believed_in_what_it_says(reader: Reader) -> None:
+    near = {"specversion": "1.0", "id": "n", "source": "near", "time": "yesterday", "data": chat(trace_id="own")}
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    far = {"specversion": "1.0", "id": "f", "source": "far", "time": "2025-11-20T12:05:00Z", "data": near}
+    record = read_one(reader, far | {"traceparent": trace}, [("traceparent", trace.replace("a", "c").encode())])
+    assert (record.event_id, record.source, record.ts_ms) == ("near#n", "near", 1763640300000)
+    assert (record.trace_id, record.traceparent) == ("own", trace)
+
+
 def test_envelopes_nest_to_a_bounded_depth(reader: Reader) -> None:
     def wrapped(depth: int) -> dict[str, Any]:
         body = chat()

@@ -70,13 +70,13 @@ def measure(room: Path) -> Result:
     worst = max(beside, key=lambda name: beside[name].median)
     found, plain = beside[worst], [one.median for one in beside.values()]
     together = sum(one.ours for one in beside.values()) / sum(one.theirs for one in beside.values())
-    alone = f" ({decoding.median:.1f}x to decode)" if (decoding := costs[worst].decoding) else ""
+    above, decoding = sum(one > LIMIT for one in plain), costs[worst].decoding
+    alone = f" ({decoding.median:.1f}x to decode)" if decoding else ""
     return Result(
         figure=found.median,
         low=found.low,
         high=found.high,
-        ours=f"{found.ours:.1f} us {Path(worst).stem}{alone}; {sum(one > LIMIT for one in plain)} of {len(plain)} above, "
-        f"all {together:.2f}x",
+        ours=f"{found.ours:.1f} us {Path(worst).stem}{alone}; {above} of {len(plain)} above, all {together:.2f}x",
         theirs=f"{found.theirs:.1f} us",
         detail={name: figures(cost) for name, cost in costs.items()},
     )
@@ -214,7 +214,7 @@ def texts(value: Any) -> list[str]:
 
 
 def layers(value: Any) -> list[str]:
-    """Returns the texts of a record that hold JSON, be it in base64, at any depth."""
+    """Returns the texts of a record that hold JSON, be it in base64, at any depth; those of a stream do not count."""
     if isinstance(value, str):
         inner, _ = opened(value)
         return [] if inner is None else [value, *layers(inner)]
