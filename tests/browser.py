@@ -76,6 +76,23 @@ class Watch:
         return [line for line in self.wrong if not any(part in line for part in self.expected)]
 
 
+def new_page(browser: Any, url: str, size: dict[str, int], theme: str) -> Any:
+    """Returns a page in a context of its own, with what goes wrong on it as `watch`."""
+    page = browser.new_context(viewport=size, color_scheme=theme).new_page()
+    page.set_default_timeout(20_000)
+    page.watch = Watch(page, url)
+    return page
+
+
+def go_to(page: Any, address: str) -> Any:
+    """Opens the dashboard on a page and returns that once all of it is drawn."""
+    page.goto(address)
+    page.wait_for_selector("#flow-drawing svg")
+    page.wait_for_selector("#case-list > :not(p.hint)")
+    page.wait_for_selector("#review-panel > :not(p.hint)")
+    return page
+
+
 # Every text's contrast with what lies behind it, by WCAG 2: [ratio, needed, text]. Run in the page.
 CONTRASTS = """(root) => {
   const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CONTRASTS, DESKTOP, MISSING, PHONE, Watch, chromium, find_chromium
+from browser import CONTRASTS, DESKTOP, MISSING, PHONE, chromium, find_chromium, go_to, new_page
 from playwright.sync_api import expect
 from steps import cases_on, until
 from toys import NEW
@@ -28,6 +28,7 @@ PANELS = (
     "overview", "stuck", "flow-drawing", "passing", "funnel", "outcomes", "rules", "per-row", "roles", "budget",
     "trainers", "adapters", "review-panel", "dead-panel", "cases-panel",
 )  # fmt: skip
+EMPTY = ("passing", "funnel", "outcomes", "rules", "per-row", "roles", "review-panel", "dead-panel", "case-list")
 Open = Callable[..., Any]
 
 
@@ -55,27 +56,16 @@ def dashboard(factory: Factory) -> Iterator[Dashboard]:
 @pytest.fixture
 def open_page(browser: Any, dashboard: Dashboard) -> Iterator[Open]:
     """Opens the page in a browser of its own, with the token in the address unless told otherwise."""
-    contexts, watches = [], []
+    opened: list[Any] = []
 
-    def opened(
-        size: dict[str, int] = DESKTOP, theme: str = "light", token: bool = True, at: Dashboard = dashboard
-    ) -> Any:
-        context = browser.new_context(viewport=size, color_scheme=theme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.watch = Watch(page, at.url)
-        watches.append(page.watch)
-        page.goto(at.url + (f"/#token={at.token}" if token else "/"))
-        page.wait_for_selector("#flow-drawing svg")
-        page.wait_for_selector("#case-list > :not(p.hint)")
-        page.wait_for_selector("#review-panel > :not(p.hint)")
-        return page
+    def drawn(size: Any = DESKTOP, theme: str = "light", token: bool = True, at: Dashboard = dashboard) -> Any:
+        opened.append(new_page(browser, at.url, size, theme))
+        return go_to(opened[-1], at.url + (f"/#token={at.token}" if token else "/"))
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert [line for watch in watches for line in watch.left()] == []
+    yield drawn
+    for page in opened:
+        page.context.close()
+    assert [line for page in opened for line in page.watch.left()] == []
 
 
 def test_every_panel_shows_what_the_factory_did(open_page: Open) -> None:
@@ -392,17 +382,7 @@ def test_an_empty_factory_says_what_to_do_next(open_page: Open, base: Path, kafk
     with Dashboard(empty) as running:
         page = open_page(at=running)
         page.wait_for_selector("#passing .empty")
-        for panel in (
-            "passing",
-            "funnel",
-            "outcomes",
-            "rules",
-            "per-row",
-            "roles",
-            "review-panel",
-            "dead-panel",
-            "case-list",
-        ):
+        for panel in EMPTY:
             expect(page.locator(f"#{panel} .empty")).to_have_count(1)
         assert "goldstream" in page.locator("#passing").inner_text()
         page.context.close()
