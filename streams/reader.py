@@ -142,9 +142,7 @@ class _Walk(msgspec.Struct):
         if value and value[0] <= _MAGIC and (framed := split_magic(value)) is not None:
             self.trail += "schema-registry/"
             self._open(self.registry.decode(*framed), context, depth + 1)
-        elif (
-            value.find(EXPORT, 0, BEGINNING) >= 0 and depth <= MAX_DEPTH and (export := read_export(value)) is not None
-        ):
+        elif not depth and value.find(EXPORT, 0, BEGINNING) >= 0 and (export := read_export(value)) is not None:
             self._spans(export, context)
         else:
             try:
