@@ -236,21 +236,17 @@ class _Walk(msgspec.Struct):
         self._add(self._mapped(body, mapping), context)
 
     def _mapped(self, body: Any, mapping: CompiledMapping) -> Record:
-        if mapping.reads_prompts:
-            record = mapping.read(body)
-            if record is not None:
-                return record
-            if not isinstance(body, dict):
-                raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
-            try:
-                return mapping.overlaid(self._known(body), body)
-            except RecordError as error:
-                raise (mapping.found_nothing(body) if error.reason in _UNKNOWN else error) from None
-        return mapping.overlaid(self._known(body), body)
-
-    def _known(self, body: Any) -> Record:
-        if body.__class__ is not dict:
+        if mapping.reads_prompts and (record := mapping.read(body)) is not None:
+            return record
+        if not isinstance(body, dict):
             raise RecordError("wrong_shape", f"expected a JSON object, found {kind(body)}")
+        try:
+            return mapping.overlaid(self._known(body), body)
+        except RecordError as error:
+            unknown = mapping.reads_prompts and error.reason in _UNKNOWN
+            raise (mapping.found_nothing(body) if unknown else error) from None
+
+    def _known(self, body: dict[str, Any]) -> Record:
         shape = _shape_of(body)
         if shape is None:
             raise RecordError("wrong_shape", f"no shape Goldstream reads; its keys are {keys(body)}")
