@@ -90,7 +90,7 @@ class KafkaRecords:
             self._consumer = connect(KafkaConsumer, self.settings, isolation_level="read_committed", **options)
             known = sorted(self._consumer.partitions_for_topic(self.topic) or ())
             if not known:
-                raise BrokerError(f"the topic {self.topic} does not exist. `goldstream topics` makes it.")
+                raise BrokerError(f"the topic {self.topic} does not exist. `goldstream topics create` makes it.")
             self._consumer.assign([TopicPartition(self.topic, number) for number in known])
             for partition, first in self._consumer.beginning_offsets(self._consumer.assignment()).items():
                 self._consumer.seek(partition, first)
