@@ -83,6 +83,7 @@ class Budget:
         self._settings, self.now_ms, self.clock = settings, now_ms, clock
         self._shares: dict[str, float] = dict.fromkeys(ROLES, 1.0)
         self._windows: dict[tuple[str, str, str], Window] = {}  # (task, role or ALL, "requests" or "tokens")
+        self._limited: dict[tuple[str, str], bool] = {}  # see `limits`; settings do not change
         self._in_flight: dict[tuple[str, str], int] = defaultdict(int)
         self._waiting: dict[tuple[str, str], int] = defaultdict(int)
         self._latest: dict[tuple[str, str], Call] = {}
@@ -132,8 +133,11 @@ class Budget:
 
     def limits(self, task: str, role: str) -> bool:
         """Tells whether anything limits a task's calls in this role."""
-        budget = self._settings.task(task).budget
-        return _any(budget) or _any(budget.limits(base_role(role)))
+        known = self._limited.get((task, role))
+        if known is None:
+            budget = self._settings.task(task).budget
+            known = self._limited[task, role] = _any(budget) or _any(budget.limits(base_role(role)))
+        return known
 
     def admit(self, task: str, role: str, call: Call) -> Reservation:
         """Reserves a call without asking."""

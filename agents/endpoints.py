@@ -12,6 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
+import msgspec
+
 from agents.breaker import Breaker
 from schemas.case import Message
 from schemas.errors import EndpointHeld, EndpointRefused, ModelError, RateLimited
@@ -42,6 +44,7 @@ class Endpoint:
 
     def __init__(self, key: Key, task: str, model: Model, breaker: Breaker) -> None:
         self.key, self.task, self.model, self.breaker = key, task, model, breaker
+        self.probed = msgspec.structs.replace(model, max_tokens=1)  # what a probe asks
         self.closed = asyncio.Event()  # set while cases may be called
         self.closed.set()
         self.since = 0.0  # when it was opened

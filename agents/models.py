@@ -19,9 +19,7 @@ import random
 import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agents.account import Call
 from agents.billing import billed
@@ -33,6 +31,7 @@ from agents.endpoints import PROBE, Endpoint, Endpoints, Key, key_of
 from agents.engines import Choose, Engines
 from agents.local import LocalEngine
 from agents.outside import calling_as
+from agents.overdue import Overdue
 from agents.prices import expected
 from agents.providers import call_engine, carried, failure, load_litellm
 from agents.routing import Routes
@@ -73,6 +72,8 @@ class Models:
         self._routes = Routes(settings.worker.breaker_longest_s)
         self._direct: Direct | None = None
         self._past_litellm = connects_plainly(os.environ)
+        self._overdue = Overdue()
+        self._ways: dict[int, _Way] = {}  # by the id of a model, which is kept with it
         self.budget = Budget(settings)
 
     async def complete(
@@ -118,15 +119,15 @@ class Models:
             if case_id or calling_as.get():
                 reserved = await self._reserved(role, task, model, messages, latest, told)
                 left_s = deadline - loop.time()
-            timeout_s = min(sum(one.timeout_s for one in (model, *model.fallbacks)), left_s)
+            timeout_s = min(self._way(model).longest_s, left_s)
             try:
                 span = traced(role, task, model, adapter, messages, tries)
                 with Counted(task, role, model.model) as counted, span:
-                    async with asyncio.timeout(timeout_s):
-                        call = self._call(
-                            role, task, model, adapter, messages, timeout_s, response_format, thinking, by, told
-                        )
-                        completion = await (self._charged(call, reserved, role) if reserved else call)
+                    call = self._call(
+                        role, task, model, adapter, messages, timeout_s, response_format, thinking, by, told
+                    )
+                    charged = self._charged(call, reserved, role) if reserved else call
+                    completion = await self._overdue.within(charged, timeout_s)
                     counted.answered(completion)
                     span.answered(completion)
                 if endpoint is not None:
@@ -218,11 +219,18 @@ class Models:
 
     async def _import_for(self, models: Sequence[Model]) -> None:
         """Imports what calls to these models need, in a thread: it takes seconds."""
-        if not all(self._goes_direct(one) for one in models):
+        if not (self._past_litellm and all(goes_direct(one) for one in models)):
             await self._engines.made("litellm", load_litellm)
 
-    def _goes_direct(self, model: Model) -> bool:
-        return self._past_litellm and goes_direct(model)
+    def _way(self, model: Model) -> _Way:
+        """Returns how a model is called: settings do not change, and each call would work it out again."""
+        way = self._ways.get(id(model))
+        if way is None:
+            provider, _, name = model.model.partition("/")
+            longest_s = sum(one.timeout_s for one in (model, *model.fallbacks))
+            past_litellm = self._past_litellm and goes_direct(model)
+            way = self._ways[id(model)] = _Way(model, provider, name, past_litellm, longest_s, _params(model))
+        return way
 
     async def _reopened(self, endpoint: Endpoint, latest: float) -> bool:
         """Waits until an endpoint may be called again; False where other tasks of the role can use the slot."""
@@ -230,9 +238,8 @@ class Models:
 
     async def _ask(self, endpoint: Endpoint, timeout_s: float) -> None:
         """Makes the small call of a probe."""
-        model = msgspec.structs.replace(endpoint.model, max_tokens=1)
         role = endpoint.key.role
-        answer = await self._call(role, endpoint.task, model, "", PROBE, timeout_s, None, False, role)
+        answer = await self._call(role, endpoint.task, endpoint.probed, "", PROBE, timeout_s, None, False, role)
         self.budget.charge(endpoint.task, role, answer.model, answer.spend())
 
     async def _reserved(
@@ -287,9 +294,9 @@ class Models:
         told: Mapping[str, Any] = {},
     ) -> Completion:
         """Makes one call; raises our errors, and AdapterError where the adapter cannot be used."""
-        provider, _, name = model.model.partition("/")
-        direct = self._goes_direct(model) and takes_messages(messages, response_format)
-        call = _params(model) | {"messages": messages, "timeout": timeout_s, "num_retries": 0}
+        _, provider, name, past_litellm, _, params = self._way(model)
+        direct = past_litellm and takes_messages(messages, response_format)
+        call = {**params, "messages": messages, "timeout": timeout_s, "num_retries": 0}
         if provider == "local":
             engine = await self._engines.get(name)
             if adapter:
@@ -338,6 +345,17 @@ class Models:
 
             self._direct = Direct()
         return self._direct
+
+
+class _Way(NamedTuple):
+    """How a model is called, whatever is asked."""
+
+    model: Model
+    provider: str
+    name: str  # with the provider
+    past_litellm: bool
+    longest_s: float  # of one call, fallbacks included
+    params: dict[str, Any]  # see _params
 
 
 def _members(task: Task, role: Role) -> list[Model]:

@@ -1,4 +1,5 @@
-"""Faust's consumer as our workers use it: a message is handed on without a task of its own. streams.worker uses it.
+"""Faust's way from Kafka to a stream as our workers use it: a message is handed on without a task of its own, and as it
+came. streams.worker uses it.
 
 Stock Faust starts four tasks for every message, so that a rebalance can interrupt one that waits for room in a stream's
 buffer, and cancels three of them. A message that finds room, as nearly all do, waits for nothing: it is handed on at
@@ -8,9 +9,10 @@ once. One that has to wait takes Faust's own way, from where it stands.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
+import faust
 from faust.transport import consumer
 from faust.transport.drivers import aiokafka
 from mode.services import Service, WaitResults
@@ -72,6 +74,19 @@ class _Begun:
 
 class Consumer(HandsOn, aiokafka.Consumer):  # type: ignore[misc]
     """Faust's consumer."""
+
+
+class Raw(faust.Schema):  # type: ignore[misc]
+    """Events with the bytes of their messages: no codec is asked, for streams.stage decodes what it takes."""
+
+    def compile(self, app: Any, **callbacks: Any) -> Callable[..., Awaitable[Any]]:
+        """Returns what makes an event of a message."""
+        event = app.conf.Event
+
+        async def decode(message: Any, *, propagate: bool = False) -> Any:
+            return event(app, message.key, message.value, message.headers, message)
+
+        return decode
 
 
 class Transport(aiokafka.Transport):  # type: ignore[misc]

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agents.billing import Bill, billed
+from agents.overdue import Overdue
 from schemas.case import Case, Source, coordinates_id, decode_case, encode_case
 from schemas.errors import ModelError, ModelTimeout, RecordError, WriteRefused
 from schemas.faults import crash_point
@@ -34,7 +35,6 @@ from schemas.forgotten import bare_case
 from schemas.settings import Role, Settings
 from schemas.topics import OUTCOMES, retry_topic
 from streams.flow import Hop, next_hop, now_ms
-from streams.overdue import Overdue
 from streams.pending import Entry, Queue
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Stage:
         self._refused = 0  # cases whose successor the broker refuses
         self._draining, self._alarm_at = False, 0.0
         self._loop = asyncio.get_running_loop()
-        self._overdue = Overdue(settings.worker.event_deadline_s + 1)
+        self._overdue = Overdue()
         self._models_were_held, self._look_again = False, 0.0
         self._failure: asyncio.Future[None] = self._loop.create_future()
 
@@ -264,7 +264,7 @@ class Stage:
         limit_s = self.settings.worker.event_deadline_s
         try:
             # The handler's own deadline lies a little earlier, so that its typed error wins over this net.
-            advanced = await self._overdue.within(self._handler(case, self._loop.time() + limit_s))
+            advanced = await self._overdue.within(self._handler(case, self._loop.time() + limit_s), limit_s + 1)
         except TimeoutError as error:
             if not isinstance(error, ModelTimeout):
                 error = ModelTimeout(f"the {self.role} took longer than {limit_s:.0f} s")

@@ -32,7 +32,7 @@ from schemas.settings import ROLES, Role, Settings
 from schemas.topics import ADAPTERS, COMMANDS, STAGE_INPUT
 from streams.clients import METADATA_MAX_AGE_MS, client_name
 from streams.departures import Departures
-from streams.draining import Transport
+from streams.draining import Raw, Transport
 from streams.flow import now_ms
 from streams.follow import Follower
 from streams.forgetting.following import Remembered
@@ -235,8 +235,7 @@ def _build(
         forgets,
     )
     stage.tracing = trace_hops(settings, role)
-    raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
-    topic = app.topic(settings.topic(STAGE_INPUT[role]), **raw)
+    topic = app.topic(settings.topic(STAGE_INPUT[role]), schema=Raw())
 
     @app.agent(topic, name=role)  # type: ignore[untyped-decorator]
     async def agent(stream: Any) -> None:

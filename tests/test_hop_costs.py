@@ -7,9 +7,9 @@ import asyncio
 import mode
 import pytest
 
+from agents.overdue import Overdue
 from streams.departures import Departures
 from streams.draining import HandsOn
-from streams.overdue import Overdue
 
 
 class Plain(HandsOn, mode.Service):  # type: ignore[misc]
@@ -119,11 +119,11 @@ def test_messages_of_one_departure_leave_in_one_turn_of_the_loop() -> None:
 
 def test_what_takes_too_long_ends_and_the_others_go_on() -> None:
     async def test() -> None:
-        overdue, ended = Overdue(0.05), asyncio.Event()
+        overdue, ended = Overdue(), asyncio.Event()
 
         async def stuck() -> None:
             with pytest.raises(TimeoutError):
-                await overdue.within(asyncio.Event().wait())
+                await overdue.within(asyncio.Event().wait(), 0.05)
             await asyncio.sleep(0)  # nothing of the cancellation is left
             ended.set()
 
@@ -132,16 +132,49 @@ def test_what_takes_too_long_ends_and_the_others_go_on() -> None:
         tasks.append(asyncio.create_task(stuck()))
         await asyncio.wait_for(ended.wait(), 5)
         assert not tasks[1].done()
-        assert await overdue.within(asyncio.sleep(0.01, "in time")) == "in time"
+        assert await overdue.within(asyncio.sleep(0.01, "in time"), 60) == "in time"
         await asyncio.wait_for(tasks[1], 5)
 
     asyncio.run(test())
 
 
+def test_the_shorter_of_two_limits_ends_first_and_each_ends_its_own() -> None:
+    async def test() -> None:
+        overdue, ended = Overdue(), []
+
+        async def stuck(name: str, limit_s: float) -> None:
+            with pytest.raises(TimeoutError):
+                await overdue.within(asyncio.Event().wait(), limit_s)
+            ended.append(name)
+
+        async def nested() -> None:
+            await overdue.within(stuck("within a longer one", 0.05), 60)
+            ended.append("which goes on")
+
+        await asyncio.wait_for(asyncio.gather(stuck("long", 0.2), stuck("short", 0.01), nested()), 5)
+        assert ended == ["short", "within a longer one", "which goes on", "long"]
+
+    asyncio.run(test())
+
+
+def test_a_deadline_holds_on_the_next_event_loop_too() -> None:
+    overdue = Overdue()
+
+    async def test() -> None:
+        with pytest.raises(TimeoutError):
+            await overdue.within(asyncio.Event().wait(), 0.01)
+        kept = asyncio.create_task(overdue.within(asyncio.Event().wait(), 60))
+        await asyncio.sleep(0)
+        kept.cancel()
+
+    for _ in range(2):
+        asyncio.run(test())
+
+
 def test_who_is_cancelled_by_others_stays_cancelled() -> None:
     async def test() -> None:
-        overdue = Overdue(60)
-        task = asyncio.create_task(overdue.within(asyncio.Event().wait()))
+        overdue = Overdue()
+        task = asyncio.create_task(overdue.within(asyncio.Event().wait(), 60))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
