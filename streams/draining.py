@@ -52,6 +52,12 @@ class HandsOn(Service):  # type: ignore[misc]  # Faust's types are not complete
         return await super().wait_first(_Begun(handing_on, waits_for), waits[1])
 
 
+    async def sleep(self, n: float) -> None:
+        """Sleeps for `n` seconds, or until this service stops; for none, it lets others go on, as Faust does between
+        two batches, without the task and the timer that mode needs to wait."""
+        await (super().sleep(n) if n else asyncio.sleep(0))
+
+
 class _Begun:
     """A coroutine that has run up to its first wait; awaited, it goes on from there."""
 
