@@ -51,7 +51,6 @@ class HandsOn(Service):  # type: ignore[misc]  # Faust's types are not complete
             raise
         return await super().wait_first(_Begun(handing_on, waits_for), waits[1])
 
-
     async def sleep(self, n: float) -> None:
         """Sleeps for `n` seconds, or until this service stops; for none, it lets others go on, as Faust does between
         two batches, without the task and the timer that mode needs to wait."""

@@ -281,9 +281,9 @@ def _credentials(settings: Settings) -> Any:
 
 
 def _look_less_for_garbage() -> None:
-    """Spares what is loaded the collector's looks, and cases most of them: with 256 in flight they took a tenth of the CPU.
+    """Has the collector look at what is loaded no more, and at cases seldom: it took a tenth of the CPU.
 
-    Cases and calls are freed as they end, without the collector; it is there for cycles, of which few are made.
+    Cases and calls are freed as they end, without it; it is there for cycles, of which few are made.
     """
     gc.collect()
     gc.freeze()
