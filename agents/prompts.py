@@ -129,9 +129,8 @@ def verdict_schema(rubric: Rubric) -> dict[str, Any]:
 
 def judge_messages(messages: Sequence[Message], answer: str, rubric: Rubric, tools: Tools = ()) -> list[Message]:
     """Returns the prompt that asks for a verdict on an answer to a conversation, by the rules that a model decides."""
-    asked = msgspec.structs.replace(rubric, rules=rubric.model_rules)
     instruction = _JUDGE + (_FORM % "" if rubric.scale is None else _grade(rubric.scale) + _FORM % ', "score": 0')
-    return _prompt(messages, asked, {"draft": answer}, instruction, tools)
+    return _prompt(messages, rubric.of_models, {"draft": answer}, instruction, tools)
 
 
 def refiner_messages(case: Case, draft: Attempt, rubric: Rubric) -> list[Message]:
@@ -234,7 +233,7 @@ def _prompt(
     )
     announced = f"The data follows, under the code {nonce}."
     asked = f"{instruction}\n\n{announced}\n\n{fenced}\n\n{_CLOSING}"
-    return [Message("system", _INTRODUCTION + _rules(rubric)), Message("user", asked)]
+    return [Message("system", _INTRODUCTION + rubric.text), Message("user", asked)]
 
 
 def _section(name: str, text: str, nonce: str) -> str:
@@ -299,15 +298,6 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _grade(scale: Scale) -> str:
     levels = "".join(f"\n{level}: {meaning}" for level, meaning in scale.levels.items())
     return _GRADE.format(scale.lowest, scale.highest, levels)
-
-
-def _rules(rubric: Rubric) -> str:
-    lines: list[str] = []
-    for rule in rubric.rules:
-        lines.append(f"- {rule.id} ({rule.severity}): {rule.text}")
-        for examples, told in ((rule.good, "obeys it"), (rule.bad, "breaks it")):
-            lines += [f"  {told}: {_json(example)}" for example in examples]
-    return "\n".join([*lines, *(["", rubric.guidance] if rubric.guidance else [])])
 
 
 def _json(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -38,7 +38,7 @@ class Scale(Section, frozen=True):
     levels: dict[str, str] = {}  # what some grades mean, such as "5" = "Nothing to add."
 
 
-class Rubric(Section, frozen=True):
+class Rubric(Section, frozen=True, dict=True):
     """What makes an answer acceptable.
 
     Without a scale the score is the points of the rules that are not broken.
@@ -52,7 +52,7 @@ class Rubric(Section, frozen=True):
     ask_model: Literal["always", "unless_failed"] = "always"  # the latter: not where checks have failed the answer
     guidance: str = ""  # free text for a model judge
 
-    @property
+    @cached_property
     def points(self) -> float:
         """The points of all rules together."""
         return sum(rule.points for rule in self.rules)
@@ -67,10 +67,25 @@ class Rubric(Section, frozen=True):
         """The lowest score that passes."""
         return self.max_score if self.pass_mark is None else self.pass_mark
 
-    @property
+    @cached_property
     def model_rules(self) -> tuple[Rule, ...]:
         """The rules that only a model can decide."""
         return () if self.verifier else tuple(rule for rule in self.rules if rule.check is None)
+
+    @cached_property
+    def of_models(self) -> Rubric:
+        """This rubric with the rules alone that only a model can decide."""
+        return msgspec.structs.replace(self, rules=self.model_rules)
+
+    @cached_property
+    def text(self) -> str:
+        """The rules with their examples, and the guidance, as prompts have them."""
+        lines: list[str] = []
+        for rule in self.rules:
+            lines.append(f"- {rule.id} ({rule.severity}): {rule.text}")
+            for examples, told in ((rule.good, "obeys it"), (rule.bad, "breaks it")):
+                lines += [f"  {told}: {msgspec.json.encode(example).decode()}" for example in examples]
+        return "\n".join([*lines, *(["", self.guidance] if self.guidance else [])])
 
     @property
     def needs_model(self) -> bool:
@@ -85,7 +100,12 @@ class Rubric(Section, frozen=True):
 
     def version(self) -> str:
         """Returns a short hash that changes whenever the rubric does; settings left at their default are not in it."""
-        return _version(msgspec.json.encode(self))
+        return self._version
+
+    @cached_property
+    def _version(self) -> str:  # every verdict asks, and finding out what is at its default takes long
+        rubric = msgspec.json.decode(msgspec.json.encode(self), type=Rubric)
+        return hashlib.sha256(msgspec.json.encode(without_defaults(rubric), order="sorted")).hexdigest()[:12]
 
 
 class Panel(Section, frozen=True):
@@ -99,12 +119,6 @@ class Panel(Section, frozen=True):
     judges: tuple[Model, ...] = ()  # besides the task's judge
     decide: Literal["majority", "unanimous", "strictest", "escalate"] = "majority"
     tie_break: Model = Model()
-
-
-@cache  # every verdict asks, and looking at each field's default takes a hundred times as long as encoding
-def _version(encoded: bytes) -> str:
-    rubric = msgspec.json.decode(encoded, type=Rubric)
-    return hashlib.sha256(msgspec.json.encode(without_defaults(rubric), order="sorted")).hexdigest()[:12]
 
 
 def without_defaults(section: Section) -> dict[str, Any]:
