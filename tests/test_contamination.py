@@ -12,6 +12,7 @@ from ended_cases import ended, land
 
 from goldstream import cli
 from schemas.case import Case, Message
+from schemas.errors import TrainingError
 from schemas.gold import current_watermark
 from schemas.ngrams import HeldOut
 from schemas.settings import Settings, Task, Trainer
@@ -84,6 +85,16 @@ def test_training_leaves_out_contaminated_rows_below_the_watermark_and_no_others
     kept, left_out = uncontaminated(rows, tmp_path, "scribe", pinned, 0.5)
     assert (kept["case_id"].to_pylist(), left_out) == (["req-1"], 1)
     assert uncontaminated(rows, tmp_path, "scribe", pinned, 1.0) == (rows, 0)
+
+
+def test_a_template_that_the_few_held_out_cases_cannot_show_is_named_where_it_leaves_nothing_to_train_on(
+    tmp_path: Path,
+) -> None:
+    template = text(0, words=100)
+    land(tmp_path, [*(asked(n, f"{template} {text(n)}") for n in (1, 2)), held(3, f"{template} {text(3)}")])
+    pinned = current_watermark(tmp_path)
+    with pytest.raises(TrainingError, match=r"each of 2 rows .* holdout of 1\. While few cases are held out"):
+        uncontaminated(train_rows(tmp_path, "scribe", pinned), tmp_path, "scribe", pinned, 0.5)
 
 
 def test_the_command_names_the_rows_and_what_training_leaves_out(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.errors import TrainingError
 from schemas.gold import read_outcomes
 from schemas.ngrams import HeldOut
 from schemas.outcomes import row_messages
@@ -31,7 +32,9 @@ def uncontaminated(
 ) -> tuple[pa.Table, int]:
     """Returns the rows that share no more than `max_overlap` of their runs of words with the holdout, and how many do.
 
-    The holdout is that of the watermark too, so that a run that is continued leaves out the same rows.
+    The holdout is that of the watermark too, so that a run that is continued leaves out the same rows. Raises
+    TrainingError where that leaves nothing: while only one or two cases are held out, the template that all prompts of
+    a product have cannot be told from a copy.
     """
     if max_overlap >= 1 or not len(rows):
         return rows, 0
@@ -43,4 +46,10 @@ def uncontaminated(
         for row in batch.to_pylist():
             prompt = next((m.text() for m in reversed(row_messages(row)) if m.role == "user"), "")
             kept.append(holdout.overlap(prompt, row["answer"]).share <= max_overlap)
+    if not any(kept):
+        raise TrainingError(
+            f"nothing to train on: each of {len(rows)} rows shares more than trainer.max_overlap ({max_overlap:g}) of its "
+            f"runs of words with the holdout of {len(holdout)}. While few cases are held out, the template of all prompts "
+            "looks like a copy: let more come, see `goldstream contamination`, or switch this off with max_overlap = 1."
+        )
     return rows.filter(pa.array(kept, pa.bool_())), kept.count(False)

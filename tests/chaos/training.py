@@ -31,6 +31,7 @@ rank = 4
 epochs = 1
 max_length = 512
 threads = 1
+max_overlap = 1  # its prompts are one template
 [tasks.chaos.gate]
 min_holdout = 3
 max_holdout = 6
@@ -71,11 +72,14 @@ def trainer_killed(lane: Lane, cases: int) -> str:
 
 
 def trainer_at_every_point(lane: Lane, cases: int) -> str:
-    """One run, killed at every point it passes, one after the other: it goes on each time, to one whole version."""
+    """A run is killed at every point that it passes, one after the other: it goes on each time, to one whole version.
+
+    Killed with its version published, it does not publish again: the next run, of cases that land later, does.
+    """
     first, *later = (f"{point}:1" for point in RUN_POINTS)
     lane.arm({"trainer": first}, {"trainer": later})
     before = len(_versions(lane))
-    lane.feed(cases)
+    lane.feed(cases, seconds=60)
     lane.wait_for(lambda: len(lane.reached) == len(RUN_POINTS), 3 * RUN_LIMIT_S)
     missed = {first, *later} - set(lane.reached)
     if missed:
@@ -113,7 +117,7 @@ def registry_read_only(lane: Lane, cases: int) -> str:
     """The registry's file system turns read-only: the trainer says so, and publishes once it is writable."""
     before = len(_versions(lane))
     lane.kill("rollout")  # its lease is a file open for writing
-    remount(lane.settings.adapters, "ro")
+    remount(lane.settings.adapters, "ro", RUN_LIMIT_S)  # a run of the fault before may still write there
     try:
         lane.feed(cases)
         said = lane.wait_for(lambda: "Read-only file system" in lane.log_text("trainer"), RUN_LIMIT_S)
