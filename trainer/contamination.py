@@ -48,8 +48,9 @@ def uncontaminated(
             kept.append(holdout.overlap(prompt, row["answer"]).share <= max_overlap)
     if not any(kept):
         raise TrainingError(
-            f"nothing to train on: each of {len(rows)} rows shares more than trainer.max_overlap ({max_overlap:g}) of its "
-            f"runs of words with the holdout of {len(holdout)}. While few cases are held out, the template of all prompts "
-            "looks like a copy: let more come, see `goldstream contamination`, or switch this off with max_overlap = 1."
+            f"nothing to train on: each of {len(rows)} rows shares more than trainer.max_overlap ({max_overlap:g}) of "
+            f"its runs of words with the holdout of {len(holdout)}. While few cases are held out, the template of all "
+            "prompts looks like a copy: let more come, see `goldstream contamination`, or switch this off with "
+            "max_overlap = 1."
         )
     return rows.filter(pa.array(kept, pa.bool_())), kept.count(False)
