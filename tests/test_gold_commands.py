@@ -238,10 +238,10 @@ def test_sql_piped_into_the_command_sets_the_exit_code(settings: Settings, tmp_p
 
 
 _AT_A_TERMINAL = """
-import os, pty, select, sys
+import os, pty, select, signal, sys
 pid, terminal = pty.fork()
 if pid == 0:
-    os.execv(sys.executable, [sys.executable, "-m", "goldstream", "gold", "shell", "--set", sys.argv[1]])
+    os.execv(sys.executable, [sys.executable, "-X", "faulthandler", "-m", "goldstream", "gold", "shell", "--set", sys.argv[1]])
 seen = b""
 def until(text, press=b""):
     global seen
@@ -251,7 +251,12 @@ def until(text, press=b""):
         if select.select([terminal], [], [], 5)[0]:
             seen += os.read(terminal, 4096)
         elif tries == 10:
-            os.kill(pid, 9)
+            os.kill(pid, signal.SIGABRT)  # it says where it is
+            while select.select([terminal], [], [], 2)[0]:
+                try:
+                    seen += os.read(terminal, 4096)
+                except OSError:
+                    break
             sys.exit(f"waited for {text} in {seen}")
         else:
             os.write(terminal, press)  # Ctrl-C between two reads of readline is heard at the next key
