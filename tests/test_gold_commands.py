@@ -241,7 +241,8 @@ _AT_A_TERMINAL = """
 import os, pty, select, signal, sys
 pid, terminal = pty.fork()
 if pid == 0:
-    os.execv(sys.executable, [sys.executable, "-X", "faulthandler", "-m", "goldstream", "gold", "shell", "--set", sys.argv[1]])
+    told = ["-X", "faulthandler", "-m", "goldstream", "gold", "shell", "--set", sys.argv[1]]
+    os.execv(sys.executable, [sys.executable, *told])
 seen = b""
 def until(text, press=b""):
     global seen
@@ -274,7 +275,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_a_prompt_on_a_terminal_goes_on_after_an_error_and_after_ctrl_c(settings: Settings) -> None:
     command = [sys.executable, "-c", _AT_A_TERMINAL, f"state_dir={settings.state}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     history = settings.state / "shell_history"
     assert "answer" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
