@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -51,7 +50,6 @@ get_logger("aiokafka").setLevel(logging.WARNING)
 get_logger("kafka.admin._groups").setLevel(logging.ERROR)  # the watchdog's looks: it cannot read Faust's metadata
 
 LINGER_S = 0.04  # a hop beside seconds of model time; a tenth of the requests
-YOUNG_OBJECTS = 20_000  # more than before, until the collector looks at them: some MB
 Act = Callable[..., Awaitable[Case]]  # (case, settings, models, deadline=) -> the case, further on
 _AGENTS: dict[Role, Act] = {"student": attempt, "judge": judge, "refiner": refine}
 
@@ -148,7 +146,6 @@ async def run_worker(
         for app in apps:
             await app.start()
             app.sensors.remove(app.monitor)  # Faust's own, which nobody reads; ours are in streams.measuring
-        _look_less_for_garbage()
         log.info("working on %s", ", ".join(roles))
         watchdog.start()
         ready()
@@ -278,16 +275,6 @@ def _credentials(settings: Settings) -> Any:
         mechanism=kafka.sasl_mechanism,
         ssl_context=context if kafka.security_protocol == "SASL_SSL" else None,
     )
-
-
-def _look_less_for_garbage() -> None:
-    """Has the collector look at what is loaded no more, and at cases seldom: it took a tenth of the CPU.
-
-    Cases and calls are freed as they end, without it; it is there for cycles, of which few are made.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS)
 
 
 def _apply_pauses(stages: dict[str, Stage], paused: dict[str, bool]) -> None:

@@ -40,7 +40,7 @@ def worker(settings: Settings, stages: str | None) -> None:
     from schemas.errors import SettingsError
     from schemas.logs import log_to_stderr
     from schemas.metrics_server import serving_metrics
-    from schemas.process import announce_ready, end_with_parent
+    from schemas.process import announce_ready, end_with_parent, look_less_for_garbage
     from schemas.settings import ROLES
     from schemas.tracing import tracing
     from streams.rubrics import keep_rubrics
@@ -60,7 +60,11 @@ def worker(settings: Settings, stages: str | None) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await run_worker(settings, roles, stop, lambda: announce_ready(settings))
+        await run_worker(settings, roles, stop, ready)
+
+    def ready() -> None:
+        look_less_for_garbage()
+        announce_ready(settings)
 
     with serving_metrics(settings, "worker"), tracing(settings, "worker"):
         asyncio.run(run())

@@ -30,7 +30,7 @@ from bench.hops_stock import SIDES, TOPICS, topic_of
 from bench.row import Result, cores, cpu_s, ratios
 from bench.task import TASK, TEXT
 from schemas.case import Message, Violation
-from schemas.process import announce_ready, end_with_parent
+from schemas.process import announce_ready, end_with_parent, look_less_for_garbage
 from schemas.settings import Settings, load_settings
 from schemas.topics import OUTCOMES
 from streams.broker import start_broker, stop_broker
@@ -93,7 +93,11 @@ def run_instant_worker(settings: Settings) -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         make: Callable[..., Models] = lambda settings, serving: InstantModels(settings, serving=serving)  # noqa: E731
-        await run_worker(settings, settings.worker.stages, stop, lambda: announce_ready(settings), make)
+        await run_worker(settings, settings.worker.stages, stop, ready, make)
+
+    def ready() -> None:
+        look_less_for_garbage()
+        announce_ready(settings)
 
     asyncio.run(run())
 
