@@ -200,7 +200,7 @@ def write_columns_file(gold: Path) -> Path:
             os.fsync(file.fileno())
             temp.replace(path)
     except OSError as error:
-        raise _no_frame(error, gold, path) from error
+        raise cannot_open(error, gold, path) from error
     return path
 
 
@@ -227,7 +227,7 @@ def _readable(error: OSError, path: Path) -> GoldError:
     )
 
 
-def _no_frame(error: OSError, gold: Path, path: Path) -> GoldError:
+def cannot_open(error: OSError, gold: Path, path: Path) -> GoldError:
     """Returns the error of a gold set that lacks what every reader needs, where it cannot be added."""
     remedy = _FRAME_REMEDY.get(error.errno or 0)
     if remedy is None:

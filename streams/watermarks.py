@@ -15,6 +15,7 @@ from schemas.adapters import MANIFEST, VERSION, read_manifest
 from schemas.errors import GoldError
 from schemas.gold import Watermark, current_watermark
 from schemas.settings import Settings
+from streams.landing import cannot_open
 
 NOW, START = "now", "start"
 
@@ -27,7 +28,7 @@ def find_watermark(settings: Settings, name: str) -> Watermark:
     name, where two tasks have one, and where it says more than has landed.
     """
     if name == NOW:
-        return current_watermark(settings.gold)
+        return _now(settings.gold)
     if name == START:
         return {}
     path = Path(name)
@@ -38,6 +39,13 @@ def find_watermark(settings: Settings, name: str) -> Watermark:
 def to_json(watermark: Watermark) -> str:
     """Returns a watermark as the JSON that `find_watermark` reads from a file."""
     return msgspec.json.encode({str(p): watermark[p] for p in sorted(watermark)}).decode()
+
+
+def _now(gold: Path) -> Watermark:
+    try:
+        return current_watermark(gold)
+    except OSError as error:
+        raise cannot_open(error, gold, gold) from error
 
 
 def _of_file(path: Path) -> Watermark:
@@ -85,7 +93,7 @@ def _task(folder: Path) -> str:
 
 def _landed(settings: Settings, name: str, watermark: Watermark) -> Watermark:
     """Returns a watermark that this gold set has reached; the answer to a later one would change."""
-    now = current_watermark(settings.gold)
+    now = _now(settings.gold)
     beyond = {p: offset for p, offset in watermark.items() if offset > now.get(p, 0) or offset < 0}
     if beyond:
         partition, offset = min(beyond.items())

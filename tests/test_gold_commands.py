@@ -327,3 +327,11 @@ print(client.execute("SELECT pair, count(*) FROM rgt_pairs GROUP BY ALL ORDER BY
 """
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd="/", timeout=60)
     assert done.stdout.splitlines() == ["(3, 1, 3)", "[('A', 3), ('B', 3)]"], done.stderr
+
+
+def test_a_gold_set_that_cannot_be_read_has_no_watermark_and_says_why(tmp_path: Path) -> None:
+    settings = Settings(state_dir=str(tmp_path))
+    settings.gold.mkdir()
+    (settings.gold / "manifests").write_text("")
+    with pytest.raises(GoldError, match="A file lies where a folder should"):
+        find_watermark(settings, "now")
