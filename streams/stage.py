@@ -35,7 +35,7 @@ from schemas.forgotten import bare_case
 from schemas.settings import Role, Settings
 from schemas.topics import OUTCOMES, retry_topic
 from streams.flow import Hop, next_hop, now_ms
-from streams.pending import Entry, Queue
+from streams.pending import Entry, Pending
 
 if TYPE_CHECKING:
     from streams.tracing.hops import Hops
@@ -94,9 +94,8 @@ class Stage:
         self._forgets = forgets  # whether a case is forgotten: it ends here, without its text
         self._slots = asyncio.Semaphore(settings.worker.cases_in_flight)
         self._leaving = asyncio.Semaphore(settings.worker.cases_in_flight)  # done, and not yet confirmed by the broker
-        self._queues: dict[Any, Queue] = {}
+        self._pending = Pending(role, generation)
         self._running: dict[tuple[Any, int], Entry] = {}
-        self._pending = 0  # entries in all queues
         self._pending_limit = PENDING_PER_SLOT * settings.worker.cases_in_flight
         self._refused = 0  # cases whose successor the broker refuses
         self._draining, self._alarm_at = False, 0.0
@@ -113,7 +112,7 @@ class Stage:
     @property
     def held_by(self) -> tuple[str, ...]:
         """Why no event is taken now; empty where one may be. The reasons are independent of each other."""
-        held = (self.paused, self._models_held(), self._refused > 0, self._pending >= self._pending_limit)
+        held = (self.paused, self._models_held(), self._refused > 0, self._pending.count >= self._pending_limit)
         return tuple(why for why, holds in zip(("pause", "models", "refused", "pending"), held, strict=True) if holds)
 
     async def run(self, events: AsyncIterator[Any]) -> None:
@@ -138,11 +137,9 @@ class Stage:
         await self._failure
 
     def assigned(self, partitions: Collection[Any]) -> None:
-        """Cancels the work on partitions that others own now, and forgets what is never acknowledged any more."""
+        """Cancels the work on partitions that others own now, and drops what is never acknowledged any more."""
         kept = set(partitions)
-        for tp, queue in list(self._queues.items()):
-            if tp not in kept or queue.generation != self._generation():
-                self._forget(tp)
+        self._pending.assigned(kept)
         for where, entry in list(self._running.items()):
             if entry.tp not in kept and entry.task is not None:
                 del self._running[where]
@@ -163,7 +160,7 @@ class Stage:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _is_held(self) -> bool:
-        full = self._pending >= self._pending_limit
+        full = self._pending.count >= self._pending_limit
         if self.paused or self._draining or self._refused > 0 or full:
             return True
         now = self._loop.time()
@@ -175,32 +172,36 @@ class Stage:
         """Queues an event for acknowledgement and starts its work.
 
         The queue of a partition belongs to one assignment generation. A first event of a newer one starts it
-        afresh: after a rebalance the partition is read again from its commit, in order.
+        afresh: after a rebalance the partition is read again from its commit, in order. What is still being worked
+        on, or was done, is not done again.
         """
         message = event.message
         tp, offset = message.tp, message.offset
         crash_point(f"{self.role}.after_consume")
-        queue = self._queues.get(tp)
+        pending = self._pending
+        queue = pending.queues.get(tp)
         if queue is None or queue.generation != message.generation_id:
-            self._forget(tp)
-            queue = self._queues[tp] = Queue(message.generation_id)
+            queue = pending.restarted(tp, message.generation_id, offset)
         entry = self._running.get((tp, offset))
+        known = False
         if entry is not None:
             # Still being worked on since before the rebalance: one call is enough.
             self._slots.release()
             self.counts["rejoined"] += 1
             entry.event = event
+        elif queue.known and queue.knows(offset, message.timestamp):
+            # Done before the rebalance, and not committed: its successor is on the broker.
+            self._slots.release()
+            self.counts["rejoined"] += 1
+            entry, known = Entry(event, tp, offset), True
         else:
             self.counts["taken"] += 1
             entry = self._running[tp, offset] = Entry(event, tp, offset)
             entry.task = asyncio.create_task(self._work(entry, event.value))
         queue.entries.append(entry)
-        self._pending += 1
-
-    def _forget(self, tp: Any) -> None:
-        queue = self._queues.pop(tp, None)
-        if queue is not None:
-            self._pending -= len(queue.entries)
+        pending.count += 1
+        if known:
+            pending.done(entry)
 
     async def _work(self, entry: Entry, value: bytes | None) -> None:
         """Makes an event's successor, produces it, and acknowledges what is done.
@@ -225,8 +226,7 @@ class Stage:
                 await self._confirmed(before, hop)
             crash_point(f"{self.role}.after_produce")
             # 3.
-            entry.done = True
-            self._acknowledge(entry.tp)
+            self._pending.done(entry)
         except asyncio.CancelledError:
             pass  # not acknowledged: the next owner, or this one after its restart, does it again
         except BaseException as error:
@@ -240,16 +240,6 @@ class Stage:
                 del self._running[entry.tp, entry.offset]
             if has_slot:
                 self._slots.release()
-
-    def _acknowledge(self, tp: Any) -> None:
-        queue = self._queues.get(tp)
-        if queue is None or queue.generation != self._generation():
-            return  # read again under the new assignment, from the commit
-        entries = queue.entries
-        while entries and entries[0].done:
-            crash_point(f"{self.role}.before_ack")
-            entries.popleft().event.ack()
-            self._pending -= 1
 
     async def _next_hop(self, entry: Entry, value: bytes | None) -> tuple[Case | None, Hop]:
         """Returns the case as it came, None for what is none, and where it goes."""

@@ -24,6 +24,7 @@ class FakeMessage(NamedTuple):
     tp: TP
     offset: int
     generation_id: int
+    timestamp: float
 
 
 class FakeEvent:
@@ -44,6 +45,7 @@ class Bench:
 
     def __init__(self, role: Role = "student", **worker: Any) -> None:
         self.generation = 1
+        self.timestamp = 1.0  # of what is sent
         self.acked: list[tuple[int, int, int]] = []
         self.produced: list[tuple[str, Case]] = []
         self.handled: list[str] = []
@@ -76,7 +78,7 @@ class Bench:
     def send_raw(self, value: bytes | None, partition: int = 0, offset: int | None = None) -> None:
         at = self._offsets[partition] if offset is None else offset
         self._offsets[partition] = at + 1
-        message = FakeMessage(TP("gs.prompts", partition), at, self.generation)
+        message = FakeMessage(TP("gs.prompts", partition), at, self.generation, self.timestamp)
         self._events.put_nowait(FakeEvent(self.acked, message, value))
 
     def hold(self, *names: str) -> None:

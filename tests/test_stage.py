@@ -134,6 +134,7 @@ def test_work_that_ends_after_a_rebalance_is_not_acknowledged_for_the_old_assign
         bench.send("b", offset=1)
         await bench.settle()
         assert bench.acked == [(0, 0, 2), (0, 1, 2)]
+        assert bench.handled == ["a", "b"]
 
     with_bench(test)
 
