@@ -21,13 +21,18 @@ from schemas.tracing.context import parent_in
 from streams.decoding import NOT_JSON, decode, decode_otherwise
 from streams.mapping import CompiledMapping
 from streams.records import Found, Record, set_field
-from streams.shapes.cloudevents import fill_in, fill_in_trace, from_headers, is_structured, structured_data
+from streams.shapes.cloudevents import (
+    STRUCTURED,
+    fill_in,
+    fill_in_trace,
+    from_headers,
+    is_structured,
+    read_event,
+    said_in,
+    structured_data,
+)
 from streams.shapes.debezium import changed_row, fill_in_time, is_debezium, only_column
-from streams.shapes.flywheel import is_flywheel, read_flywheel
-from streams.shapes.helicone import is_helicone, read_helicone
-from streams.shapes.langfuse import is_langfuse, read_langfuse
-from streams.shapes.litellm import is_litellm, read_litellm
-from streams.shapes.openai import is_openai, read_openai
+from streams.shapes.known import shape_of
 from streams.shapes.otlp import Spans, is_otlp
 from streams.shapes.otlp_export import BEGINNING, EXPORT, Export, read_export
 from streams.shapes.schema_registry import Registry, named_in_headers, split_magic
@@ -43,23 +48,7 @@ Context = tuple[tuple[Callable[[Any, Record], None], Any], ...]
 MAX_DEPTH = 8  # envelopes within envelopes
 _MAGIC = 1  # bytes in a registry's format begin with this or 0
 
-Shape = tuple[str, Callable[[dict[str, Any]], Record]]  # its name, and what reads a record of it
-_OPENAI: Shape = ("openai", read_openai)
-# In this order: a record of one may hold the tell-tales of those after it.
-_SHAPES: tuple[tuple[Callable[[dict[str, Any]], bool], Shape], ...] = (
-    (is_litellm, ("litellm", read_litellm)),
-    (is_flywheel, ("flywheel", read_flywheel)),
-    (is_helicone, ("helicone", read_helicone)),
-    (is_langfuse, ("langfuse", read_langfuse)),
-    (is_openai, _OPENAI),
-)
 _ENVELOPES = frozenset(("specversion", "resourceSpans", "payload", "op", "__deleted"))  # one of these is in each
-_PRODUCTS = frozenset(  # one of these is in every record of the other shapes
-    (
-        "litellm_call_id", "model_map_information", "workload_id", "request_body", "provided_model_name",
-        "providedModelName", "observation_id",
-    )
-)  # fmt: skip
 
 
 class Reader:
@@ -76,9 +65,11 @@ class Reader:
         A reason never quotes the record's text. Raises RegistryDown, and nothing else: then the same message can be
         read later.
         """
-        if topic not in self._mappings:
-            self._mappings[topic] = self._mapping(topic)
-        walk = _Walk(self._registry, self._mappings[topic])
+        try:
+            mapping = self._mappings[topic]
+        except KeyError:
+            mapping = self._mappings[topic] = self._mapping(topic)
+        walk = _Walk(self._registry, mapping)
         try:
             walk.message(value, headers)
         except RecordError as error:
@@ -124,7 +115,7 @@ class _Walk(msgspec.Struct):
         if headers:
             attributes = from_headers(headers)
             if attributes:
-                self.trail, context = "cloudevents/", ((fill_in, attributes),)
+                self.trail, context = "cloudevents/", ((fill_in, said_in(attributes)),)
             if (parent := parent_in(headers)) is not None:  # nearer than what the event says of its own beginning
                 context = ((fill_in_trace, parent.header), *context)
         if value is None:
@@ -139,6 +130,14 @@ class _Walk(msgspec.Struct):
             self._bytes(value, context, 0)
 
     def _bytes(self, value: bytes, context: Context, depth: int) -> None:
+        if not depth and value[:14] == STRUCTURED and (event := read_event(value)) is not None:
+            said, data = event
+            self.trail += "cloudevents/"
+            context, depth = ((fill_in, said), *context) if context else ((fill_in, said),), 1
+            if data.__class__ is not bytes:
+                self._open(data, context, depth)
+                return
+            value = data
         if value and value[0] <= _MAGIC and (framed := split_magic(value)) is not None:
             self.trail += "schema-registry/"
             self._open(self.registry.decode(*framed), context, depth + 1)
@@ -162,7 +161,7 @@ class _Walk(msgspec.Struct):
         elif "specversion" in body and is_structured(body):
             self.trail += "cloudevents/"
             data = structured_data(body)
-            context = ((fill_in, body), *context)
+            context = ((fill_in, said_in(body)), *context)
             if isinstance(data, bytes):
                 self._bytes(data, context, depth + 1)
             else:
@@ -205,7 +204,7 @@ class _Walk(msgspec.Struct):
 
     def _row(self, row: dict[str, Any], context: Context, depth: int) -> None:
         """Takes a table's row: a call, an envelope, or an outbox with one of these in a column."""
-        known = self.mapping is not None or is_otlp(row) or is_structured(row) or _shape_of(row) is not None
+        known = self.mapping is not None or is_otlp(row) or is_structured(row) or shape_of(row) is not None
         column = None if known else only_column(row)
         self._open(row if column is None else column, context, depth)
 
@@ -247,22 +246,22 @@ class _Walk(msgspec.Struct):
             raise (mapping.found_nothing(body) if unknown else error) from None
 
     def _known(self, body: dict[str, Any]) -> Record:
-        shape = _shape_of(body)
+        shape = shape_of(body)
         if shape is None:
             raise RecordError("wrong_shape", f"no shape Goldstream reads; its keys are {keys(body)}")
         self.shape, read = shape
         return read(body)
 
     def _add(self, record: Record | RecordError, context: Context = ()) -> None:
-        if isinstance(record, RecordError):
-            shape = self.recognised()
-        else:
+        if record.__class__ is Record:
             shape = record.shape
             if self.trail:
                 shape = self.trail + shape
                 set_field(record, "shape", shape)
             for fill_in_from, told in context:
                 fill_in_from(told, record)
+        else:
+            shape = self.recognised()
         self.found.append(Found(self.index, record, shape))
         self.index += 1
         self.shape = ""
@@ -276,15 +275,6 @@ def _fill_in_but_id(one: tuple[Callable[[Any, Record], None], Any], record: Reco
     (fill_in_from, told), event_id = one, record.event_id
     fill_in_from(told, record)
     set_field(record, "event_id", event_id)
-
-
-def _shape_of(body: dict[str, Any]) -> Shape | None:
-    if _PRODUCTS.isdisjoint(body):
-        return _OPENAI if is_openai(body) else None
-    for fits, shape in _SHAPES:
-        if fits(body):
-            return shape
-    return None
 
 
 _UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

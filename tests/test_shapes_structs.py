@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from test_shapes import EXPECTED, chat, read_one, sample
 
 from schemas.settings import Settings
 from streams.reader import Reader
+from streams.shapes.cloudevents import STRUCTURED
 from streams.shapes.otlp_export import BEGINNING
 
 
@@ -36,3 +38,27 @@ def test_an_export_reads_the_same_with_and_without_structs(reader: Reader, name:
     assert [(one.index, one.shape) for one in first] == [(one.index, one.shape) for one in second]
     for one, other in zip(first, second, strict=True):
         assert one.record == other.record or str(one.record) == str(other.record)  # errors are told
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"of_their_own": 1},
+        {"traceparent": 7, "time": None, "id": 12},
+        {"data_base64": None},
+        {"data_base64": None, "data": chat()},
+        {"data_base64": 5},
+        {"data_base64": "no base64"},
+        {"data_base64": ""},
+        {"data_base64": "W3sibWVzc2FnZXMiOiBbeyJyb2xlIjogInVzZXIiLCAiY29udGVudCI6ICJxIn1dfV0="},
+        {"data": chat()},
+    ],
+)
+def test_an_event_reads_the_same_with_and_without_structs(reader: Reader, changed: dict[str, Any]) -> None:
+    event = json.loads(sample("cloudevents-base64.json")[0]) | changed
+    value = json.dumps(event).encode()
+    assert value.startswith(STRUCTURED)
+    first, second = (reader.read(one, (), "logs")[0] for one in (value, b" " + value))
+    assert first.shape == second.shape
+    assert first.record == second.record or str(first.record) == str(second.record)

@@ -22,8 +22,9 @@ _OTHERS = {  # what other loggers write in place of a whole text
     "<fully masked due to failed mask function>": "Langfuse, whose mask function failed",
     "[REDACTED]": "its logger",
 }
-# Nearly no text holds the one or begins so, all those above do. Finding a letter takes a tenth of finding a word.
-_LETTER, _FIRST = "_", frozenset("r<[")
+# Nearly no text holds the one or is as short and begins so, all those above do. Finding a letter takes a tenth of
+# finding a word, and a long text is told by its length for half of what looking at its beginning takes.
+_LETTER, _SHORT, _FIRST = "_", max(map(len, (REDACTED, *_OTHERS))), frozenset("r<[")
 
 # Tuples where what is looked up may be of any type; a set would raise for an array.
 _PLAIN = ("user", "assistant", "system", "developer")
@@ -55,7 +56,7 @@ def read_messages(raw: Any, where: str = "messages") -> tuple[Message, ...]:
             raise RecordError("wrong_type", f"one of `{where}` is {kind(item)}, expected an object")
         content, role = item.get("content"), item.get("role")
         if content.__class__ is str and len(item) == 2 and role in _PLAIN:
-            if _LETTER in content or content[:1] in _FIRST:
+            if _LETTER in content or (len(content) <= _SHORT and content[:1] in _FIRST):
                 check_text(content, where)
             messages.append(Message(role, content))
             if role == "user" and not asked:
@@ -92,7 +93,7 @@ def read_completion(raw: Any, where: str) -> tuple[Message, ...]:
         and not (raw.get("tool_calls") or raw.get("function_call"))
         and raw.get("role", "assistant") == "assistant"
     ):
-        if _LETTER in content or content[:1] in _FIRST:
+        if _LETTER in content or (len(content) <= _SHORT and content[:1] in _FIRST):
             check_text(content, where)
         return (Message("assistant", _spoken(content) if "<" in content else content),)
     if (
@@ -146,7 +147,7 @@ def only_text(parts: list[Any], types: tuple[str, ...] = _TEXT) -> str:
 
 def check_text(content: str, where: str) -> None:
     """Raises RecordError for a text that its logger has redacted or cut."""
-    if _LETTER not in content and content[:1] not in _FIRST:
+    if _LETTER not in content and (len(content) > _SHORT or content[:1] not in _FIRST):
         return
     if content in _OTHERS:
         raise RecordError("redacted", f"`{where}` is redacted by {_OTHERS[content]}")

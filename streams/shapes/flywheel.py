@@ -20,7 +20,8 @@ def read_flywheel(body: dict[str, Any]) -> Record:
     """Returns the record."""
     around = {} if _OWN.issuperset(body) else body
     record = read_halves(body["request"], body.get("response"), around, "flywheel", time_ms(body.get("timestamp")))
-    set_field(record, "source", text(body.get("client_id") or ""))
+    source, workload = body.get("client_id"), body["workload_id"]
+    set_field(record, "source", source if source.__class__ is str else text(source or ""))
     if not around and not record.workload:
-        set_field(record, "workload", text(body["workload_id"] or ""))
+        set_field(record, "workload", workload if workload.__class__ is str else text(workload or ""))
     return record

@@ -58,7 +58,7 @@ def read_chat(request: dict[str, Any], response: Any, around: dict[str, Any], sh
         shape=shape,
     )
     metadata = request.get("metadata")
-    if metadata or "safety_identifier" in request or not TOLD.isdisjoint(around):
+    if metadata or "safety_identifier" in request or (around and not TOLD.isdisjoint(around)):
         complete(record, _told(request, around, metadata if metadata.__class__ is dict else {}))
     return record
 
@@ -96,12 +96,13 @@ def _first_choice(choices: Any) -> tuple[str, tuple[Message, ...]]:
     choice = choices[0]
     if choice.__class__ is not dict:
         raise RecordError("wrong_type", f"`choices[0]` is {kind(choice)}, expected an object")
-    finish = text(choice.get("finish_reason"))
-    message = choice.get("message")
-    if message is None and isinstance(choice.get("text"), str):  # legacy completions
-        message = {"content": choice["text"]}
+    finish, message = choice.get("finish_reason"), choice.get("message")
+    if finish.__class__ is not str:
+        finish = text(finish)
     if message.__class__ is not dict:
-        raise RecordError("wrong_type", f"`choices[0].message` is {kind(message)}, expected an object")
+        if message is not None or not isinstance(choice.get("text"), str):
+            raise RecordError("wrong_type", f"`choices[0].message` is {kind(message)}, expected an object")
+        message = {"content": choice["text"]}  # legacy completions
     content = message.get("content")
     if content.__class__ is not str and content is not None and content.__class__ is not list:
         raise RecordError("wrong_type", f"`choices[0].message.content` is {kind(content)}, expected text")
