@@ -17,6 +17,8 @@ from schemas.gold import current_watermark
 from schemas.ngrams import HeldOut
 from schemas.settings import Settings, Task, Trainer
 from streams.admission.contamination import contamination
+from streams.export.pairs import Choice
+from streams.export.write import export_gold
 from trainer.contamination import uncontaminated
 from trainer.dataset import train_rows
 
@@ -66,6 +68,73 @@ def test_the_products_template_is_no_contamination() -> None:
     assert holdout.overlap(template + text(7), None).share == 1.0
 
 
+TEMPLATE = text(0, words=100)
+
+
+def templated(seed: int) -> str:
+    return f"{TEMPLATE} {text(seed)}"
+
+
+def shares(holdout: HeldOut, prompts: list[str]) -> list[float]:
+    return [found.share for found in holdout.overlaps((prompt, None) for prompt in prompts)]
+
+
+def copies_of(prompt: str, number: int) -> list[str]:
+    """Returns copies with one word changed, each another."""
+    return [" ".join([*prompt.split()[:-1], f"other{n}"]) for n in range(number)]
+
+
+def test_one_held_out_prompt_is_enough_to_tell_the_template_from_the_training_rows() -> None:
+    assert shares(held_out(templated(1)), [templated(n) for n in range(2, 102)]) == [0.0] * 100
+
+
+def test_a_prompt_copied_into_three_of_a_thousand_rows_is_found_with_a_template_and_without() -> None:
+    for prompt in (text, templated):
+        found = shares(held_out(prompt(1)), [*(prompt(n) for n in range(2, 999)), *copies_of(prompt(1), 3)])
+        assert [share > 0.5 for share in found] == [False] * 997 + [True] * 3
+
+
+def test_a_flood_of_copies_of_a_held_out_prompt_is_no_template_however_it_is_typed() -> None:
+    copies = [text(1).upper(), text(1).replace(" ", ", "), text(1)] * 300
+    assert set(shares(held_out(text(1)), [text(n) for n in range(2, 102)] + copies)[100:]) == {1.0}
+
+
+def test_nine_different_prompts_are_too_few_to_tell_a_template_and_ten_are_enough() -> None:
+    held, *rows = (templated(n) for n in range(10))
+    assert min(shares(held_out(held), rows[:8])) > 0.5
+    assert max(shares(held_out(held), rows)) == 0.0
+
+
+def test_a_template_of_less_than_a_tenth_of_all_prompts_is_not_told_from_the_training_rows() -> None:
+    rows = [*(templated(n) for n in range(2, 13)), *(text(n) for n in range(13, 101))]
+    assert max(shares(held_out(templated(1)), rows)) == 0.0  # 12 of 100
+    assert min(shares(held_out(templated(1)), rows + [text(n) for n in range(101, 131)])[:11]) > 0.5  # 12 of 130
+
+
+def test_an_answers_set_phrases_are_template_where_a_tenth_of_the_prompts_got_them() -> None:
+    holdout = HeldOut()
+    holdout.add("h", text(1), f"{TEMPLATE} {text(2)}")
+    rows = [(text(n), f"{TEMPLATE} {text(1000 + n)}") for n in range(10, 60)]
+    found = holdout.overlaps([*rows, (text(99), f"{TEMPLATE} {text(2)}")])
+    assert [one.share > 0.5 for one in found] == [False] * 50 + [True]
+
+
+def test_rows_counted_one_by_one_and_all_at_once_overlap_the_same() -> None:
+    at_once, streamed = held_out(templated(1), text(2)), held_out(templated(1), text(2))
+    rows = [(templated(n % 20), text(n % 30)) for n in range(60)]
+    assert streamed.overlap(*rows[0]).share > 0.5  # as long as none was counted
+    for row in rows:
+        streamed.count(*row)
+    assert [streamed.overlap(*row) for row in rows] == at_once.overlaps(rows)
+
+
+def test_a_held_out_case_after_training_rows_were_counted_is_refused() -> None:
+    holdout = held_out(text(1))
+    holdout.count(text(2), None)
+    with pytest.raises(ValueError, match="h1 comes after training rows; expected all of the holdout first"):
+        holdout.add("h1", text(3))
+
+
 def test_a_short_prompt_counts_as_a_whole_and_a_short_answer_for_nothing() -> None:
     holdout = held_out("cancel my order")
     assert holdout.overlap("Cancel my order!", None).share == 1.0
@@ -87,14 +156,27 @@ def test_training_leaves_out_contaminated_rows_below_the_watermark_and_no_others
     assert uncontaminated(rows, tmp_path, "scribe", pinned, 1.0) == (rows, 0)
 
 
-def test_a_template_that_the_few_held_out_cases_cannot_show_is_named_where_it_leaves_nothing_to_train_on(
-    tmp_path: Path,
-) -> None:
-    template = text(0, words=100)
-    land(tmp_path, [*(asked(n, f"{template} {text(n)}") for n in (1, 2)), held(3, f"{template} {text(3)}")])
+def test_a_template_that_few_prompts_cannot_show_is_named_where_it_leaves_nothing_to_train_on(tmp_path: Path) -> None:
+    land(tmp_path, [*(asked(n, templated(n)) for n in (1, 2)), held(3, templated(3))])
     pinned = current_watermark(tmp_path)
-    with pytest.raises(TrainingError, match=r"each of 2 rows .* holdout of 1\. While few cases are held out"):
+    with pytest.raises(TrainingError, match=r"each of 2 rows .* holdout of 1\. A template looks like a copy until 10 "):
         uncontaminated(train_rows(tmp_path, "scribe", pinned), tmp_path, "scribe", pinned, 0.5)
+
+
+def test_trainer_export_and_command_tell_the_template_from_the_same_rows(tmp_path: Path) -> None:
+    settings = Settings(state_dir=str(tmp_path), tasks={"scribe": Task(topics=("logs",))})
+    copy = copies_of(templated(1), 1)[0]
+    land(settings.gold, [held(1, templated(1)), *(asked(n, templated(n)) for n in range(2, 30)), asked(30, copy)])
+    pinned = current_watermark(settings.gold)
+    rows = train_rows(settings.gold, "scribe", pinned)
+    kept, left_out = uncontaminated(rows, settings.gold, "scribe", pinned, 0.5)
+    assert (len(kept), left_out) == (28, 1)
+    assert "req-30" not in kept["case_id"].to_pylist()
+    found = contamination(settings, "scribe")
+    assert [(row.case_id, row.left_out) for row in found.worst] == [("req-30", True)]
+    some = Choice(where="case_id IN ('req-2', 'req-3', 'req-30')")  # of all rows the template is told, not of these
+    exported = export_gold(settings, "trl", tmp_path / "out", some)
+    assert (exported.cases, exported.left_out) == ({"train": 2}, {"contaminated": 1})
 
 
 def test_the_command_names_the_rows_and_what_training_leaves_out(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Gold rows that share runs of words with the holdout, for `goldstream contamination`. Training leaves out some.
 
-Both sides are streamed from DuckDB; in memory are the holdout's runs, 12 bytes each, and the rows that are shown.
+Both sides are streamed from DuckDB, gold twice: first to tell the template that its prompts share with the holdout's.
+In memory are the holdout's runs, 18 bytes each, a number for each different prompt, and the rows that are shown.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ def contamination(settings: Settings, task: str, show: int = 20) -> Contaminatio
         held = connection.execute("SELECT case_id, prompt, production_answer FROM holdout WHERE task = ?", [task])
         for case_id, prompt, answer in _each(held):
             holdout.add(case_id, prompt, answer)
-        rows = connection.execute(
-            "SELECT case_id, prompt, answer FROM gold WHERE task = ? AND split = 'train' ORDER BY case_id", [task]
-        )
+        gold_rows = "SELECT case_id, prompt, answer FROM gold WHERE task = ? AND split = 'train' ORDER BY "
+        if len(holdout):
+            for _, prompt, answer in _each(connection.execute(gold_rows + "kafka_partition, kafka_offset", [task])):
+                holdout.count(prompt, answer)
+        rows = connection.execute(gold_rows + "case_id", [task])
         for case_id, prompt, answer in _each(rows):
             gold += 1
             found = holdout.overlap(prompt, answer)

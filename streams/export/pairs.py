@@ -90,7 +90,7 @@ class Selection:
         self.made: Counter[str] = Counter()  # pairs, by A and B
         self.left_out: Counter[str] = Counter()  # rows, by a key of LEFT_OUT
         self.seen: dict[str, Counter[str]] = {name: Counter() for name in (*_COUNTED, "placeholders")}
-        self._held: dict[str, HeldOut] = {}
+        self._held: dict[str, HeldOut] = {}  # by task
         self._condition = _condition(choice)
 
     def uses_tools(self) -> bool:
@@ -162,10 +162,23 @@ class Selection:
         return held is not None and held.overlap(row["prompt"], row["answer"]).share > limit
 
     def _read_holdout(self) -> None:
-        result = self.connection.execute("SELECT task, case_id, prompt, production_answer FROM holdout")
-        while batch := result.fetchmany(_ROWS):
+        """Reads the holdout, and all gold beside it: what is exported of it does not decide what its template is."""
+        these = {"task": self.choice.task}
+        held = self.connection.execute(
+            "SELECT task, case_id, prompt, production_answer FROM holdout WHERE $task IS NULL OR task = $task", these
+        )
+        while batch := held.fetchmany(_ROWS):
             for task, case_id, prompt, answer in batch:
                 self._held.setdefault(task, HeldOut()).add(case_id, prompt, answer)
+        gold = self.connection.execute(
+            """SELECT task, prompt, answer FROM gold WHERE split = 'train' AND task IN (SELECT task FROM holdout)
+            AND ($task IS NULL OR task = $task) ORDER BY kafka_partition, kafka_offset""",
+            these,
+        )
+        while batch := gold.fetchmany(_ROWS):
+            for task, prompt, answer in batch:
+                if task in self._held:  # some may have landed in between
+                    self._held[task].count(prompt, answer)
 
     def _ask(self, sql: str) -> Any:
         choice = self.choice

@@ -31,7 +31,6 @@ rank = 4
 epochs = 1
 max_length = 512
 threads = 1
-max_overlap = 1  # its prompts are one template
 [tasks.chaos.gate]
 min_holdout = 3
 max_holdout = 6
