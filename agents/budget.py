@@ -62,7 +62,7 @@ class Reservation:
         """
         if self._open:
             self._open = False
-            call = self.call._replace(model=model) if model else self.call
+            call = self.call._replace(model=model) if model and model != self.call.model else self.call
             self._budget._settle(self.account, call, spend, free)
 
 
@@ -141,11 +141,12 @@ class Budget:
 
     def admit(self, task: str, role: str, call: Call) -> Reservation:
         """Reserves a call without asking."""
-        for scope in (base_role(role), ALL):
-            self._in_flight[task, scope] += 1
-            for unit, amount in (("requests", 1), ("tokens", call.tokens)):
-                if window := self._windows.get((task, scope, unit)):
-                    window.use(amount)
+        if self.limits(task, role):
+            for scope in (base_role(role), ALL):
+                self._in_flight[task, scope] += 1
+                for unit, amount in (("requests", 1), ("tokens", call.tokens)):
+                    if window := self._windows.get((task, scope, unit)):
+                        window.use(amount)
         account = self.account(task, role)
         account.reserve(call.usd, self.clock())
         if call.usd and self.caps(task, role) and account.free < call.usd * CALLS_AHEAD / 2:
@@ -305,6 +306,8 @@ class Budget:
 
     def _settle(self, account: Account, call: Call, spend: Spend | None, free: bool) -> None:
         account.settle(call, spend, free)
+        if not self.limits(account.task, account.role):
+            return
         used = call.tokens if spend is None else spend.prompt_tokens + spend.completion_tokens
         for scope in (base_role(account.role), ALL):
             self._in_flight[account.task, scope] -= 1

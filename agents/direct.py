@@ -26,6 +26,7 @@ from agents.providers import CallFailed, UnusableAnswer
 
 CONNECTIONS = 4096  # of the pool: what is in flight is bounded by the worker, not here
 KEPT_S = 4.0  # an idle connection; uvicorn, and so vLLM, closes it after 5
+JSON = "application/json"
 ANSWER_BYTES = 16 * 2**20  # of an answer, unpacked: 32,000 tokens with their log-probabilities are 4 MB
 ERROR_BYTES = 64 * 2**10
 UNREACHED = 500  # the status of what has none: no connection, no answer, one that breaks off
@@ -56,16 +57,17 @@ class Direct:
         if more := call.get("extra_headers"):
             headers = {**headers, **more}
         try:
+            body = aiohttp.BytesPayload(body_of(call), content_type=JSON)  # else aiohttp looks for what suits bytes
             async with session.post(
-                server.url, data=body_of(call), headers=headers, proxy=server.proxy, **server.options
+                server.url, data=body, headers=headers, proxy=server.proxy, **server.options
             ) as response:
                 if not 200 <= response.status < 300:
                     raise await _refused(response)
-                body = await _read(response, ANSWER_BYTES)
+                answer = await _read(response, ANSWER_BYTES)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise CallFailed(_told(error), UNREACHED) from None
         try:
-            return read_answer(body)
+            return read_answer(answer)
         except ErrorInAnswer as error:
             raise CallFailed(str(error), error.status) from None
         except ValueError as error:
@@ -102,7 +104,7 @@ class Direct:
                 "Accept": "*/*",
                 "Accept-Encoding": "gzip, deflate",
                 "Authorization": f"Bearer {bearer}",
-                "Content-Type": "application/json",
+                "Content-Type": JSON,
                 "User-Agent": "goldstream",
             }
         return found

@@ -95,12 +95,14 @@ def takes_messages(messages: Sequence[Message], response_format: object) -> bool
     """
     if isinstance(response_format, type):
         return False
-    return all(
-        part.get("type") == "text" and isinstance(part.get("text"), str)
-        for message in messages
-        if isinstance(message.content, list)
-        for part in message.content
-    )
+    for message in messages:
+        if isinstance(message.content, list) and not all(map(_is_text, message.content)):
+            return False
+    return True
+
+
+def _is_text(part: Mapping[str, Any]) -> bool:
+    return part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def url_of(api_base: str) -> str:
@@ -128,9 +130,10 @@ def body_of(call: Mapping[str, Any]) -> bytes:
 
 def _plain(messages: Sequence[Message]) -> Sequence[Message | dict[str, Any]]:
     """Returns messages as vLLM takes them: a developer is a system, an assistant's texts are one."""
-    if all(type(message.content) is str and message.role in _PLAIN_ROLES for message in messages):
-        return messages
-    return [_plain_message(message) for message in messages]
+    for message in messages:
+        if type(message.content) is not str or message.role not in _PLAIN_ROLES:
+            return [_plain_message(message) for message in messages]
+    return messages
 
 
 _PLAIN_ROLES = frozenset(("system", "user", "assistant", "tool"))

@@ -60,10 +60,11 @@ async def judge_answer(
     rubric = settings.task(task).rubric
     # 1.
     found, name = await ask_programs(rubric, messages, answer, record)
-    by_programs = make_verdict(rubric, found, f"verifier:{name}", "programmatic")
+    if not rubric.needs_model or rubric.ask_model == "unless_failed":
+        by_programs = make_verdict(rubric, found, f"verifier:{name}", "programmatic")
+        if not rubric.needs_model or not by_programs.passed:
+            return by_programs, Spend()
     # 2.
-    if not rubric.needs_model or (rubric.ask_model == "unless_failed" and not by_programs.passed):
-        return by_programs, Spend()
     if models is None:
         raise SettingsError(f"tasks.{task} is judged by a model, but no model access was given")
     tools = (record or {}).get("tools") or ()
@@ -166,6 +167,8 @@ class _Bench:
                 continue
             misquoted += len(told.misquoted)
             verdict = self._made(told.violations, completion.model, told.grade, misquoted)
+            if not told.misquoted:
+                return verdict
             insisting = self._made((*told.violations, *told.misquoted), completion.model, told.grade, misquoted)
             if verdict.passed == insisting.passed:
                 return verdict

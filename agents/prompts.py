@@ -208,7 +208,7 @@ def read_json(text: str, type: type[_T]) -> _T:
         body = _TRAILING_COMMA.sub(r"\1", body)
     try:
         found = msgspec.json.decode(body.encode(), type=type)
-        json.loads(body, object_pairs_hook=_each_key_once)
+        _ONE_OF_EACH.decode(body)
     except (ValueError, RecursionError):
         what = type.__name__.strip("_")
         raise BadAnswer(
@@ -293,6 +293,9 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return found
+
+
+_ONE_OF_EACH = json.JSONDecoder(object_pairs_hook=_each_key_once)
 
 
 def _grade(scale: Scale) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from itertools import takewhile
 
 import msgspec
 import numpy as np
@@ -92,11 +91,16 @@ def _without_common_ends(old: list[str], new: list[str]) -> tuple[list[str], lis
 
 
 def _common(old: list[str], new: list[str]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+    for at, (one, other) in enumerate(zip(old, new, strict=False)):
+        if one != other:
+            return at
+    return min(len(old), len(new))
 
 
 def _distance(old: list[str], new: list[str]) -> int:
     """Returns Levenshtein's distance of two sequences; one numpy row at a time."""
+    if not old or not new:
+        return len(old) + len(new)
     ids: dict[str, int] = {}
     left, right = ([ids.setdefault(word, len(ids)) for word in words] for words in (old, new))
     target, steps = np.array(right, np.int64), np.arange(len(right) + 1)

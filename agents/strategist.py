@@ -16,6 +16,7 @@ from schemas.errors import BadAnswer
 from schemas.settings import Settings
 
 MAX_CHARACTERS = 400  # of mistake and guardrail together: one short sentence each was asked for
+_COPIED = 4  # words in a row that give an answer away
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # ordinary spelling in Persian and Indic scripts
 _MARKUP = re.compile(
@@ -67,7 +68,8 @@ async def distil(
     # 4.
     if names is not None and not strategy.id:
         named = await names.name(case, strategy)
-        kept = strategy if leaks(named, case) else named
+        is_own = (named.mistake, named.guardrail) == (strategy.mistake, strategy.guardrail)
+        kept = named if is_own or not leaks(named, case) else strategy
         strategy = msgspec.structs.replace(kept, id=named.id, model=answer.model)
     return msgspec.structs.replace(case, strategy=strategy)
 
@@ -96,24 +98,33 @@ def is_plain(strategy: Strategy) -> bool:
     instructions aside, which hostile prompts plant in drafts. Refusing a harmless one costs one strategy.
     """
     for text in (strategy.mistake, strategy.guardrail):
-        hidden = any(unicodedata.category(c) in _HIDDEN and c not in _JOINERS for c in text)
         plain = unicodedata.normalize("NFKC", text)
-        if hidden or _MARKUP.search(plain) or _STEERING.search(plain):
+        if _hides(text) or _MARKUP.search(plain) or _STEERING.search(plain):
             return False
     return len(strategy.mistake) + len(strategy.guardrail) <= MAX_CHARACTERS
 
 
-def leaks(strategy: Strategy, case: Case, words: int = 4) -> bool:
-    """Tells whether a strategy repeats `words` words in a row of the accepted answer, or a whole line of it.
+def _hides(text: str) -> bool:
+    if text.isascii():
+        return not text.isprintable()
+    return any(unicodedata.category(c) in _HIDDEN and c not in _JOINERS for c in text)
+
+
+def leaks(strategy: Strategy, case: Case) -> bool:
+    """Tells whether a strategy repeats four words in a row of the accepted answer, or a whole line of it.
 
     A rule that holds the answer teaches copying, and it does not transfer.
     """
-    text = " ".join(_words(f"{strategy.mistake} {strategy.guardrail}"))
+    said = _words(f"{strategy.mistake} {strategy.guardrail}")
+    text, whole = " ".join(said), frozenset(said)
     answer = case.attempts[-1].text
     tokens = _words(answer)
-    runs = (" ".join(tokens[i : i + words]) for i in range(len(tokens) - words + 1))
+    for at in range(len(tokens) - _COPIED + 1):
+        # Only its ends may be parts of longer words there, so that most runs need not be written out.
+        if tokens[at + 1] in whole and " ".join(tokens[at : at + _COPIED]) in text:
+            return True
     lines = (" ".join(_words(line)) for line in answer.splitlines())
-    return any(run in text for run in runs) or any(len(line) > 12 and line in text for line in lines)
+    return any(len(line) > 12 and line in text for line in lines)
 
 
 def _words(text: str) -> list[str]:

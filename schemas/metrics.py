@@ -86,8 +86,12 @@ class Gauge:
 
     def add(self, *labels: str, by: float = 1.0) -> None:
         """Raises a series by `by`, or lowers it."""
-        labels = _bounded(labels, self._values)
-        self._values[labels] = self._values.get(labels, 0.0) + by
+        values = self._values
+        if labels in values:
+            values[labels] += by
+        else:
+            labels = _bounded(labels, values)
+            values[labels] = values.get(labels, 0.0) + by
 
     def put(self, *labels: str, value: float) -> None:
         """Replaces one series."""
