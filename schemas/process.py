@@ -44,6 +44,15 @@ def ready_file(state: Path, name: str) -> Path:
     return state / "run" / f"{name}.ready"
 
 
+def use_uvloop() -> None:
+    """Makes the event loops of this process uvloop's, those of its threads too: Faust's consumers have one each."""
+    import asyncio
+
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
 def look_less_for_garbage() -> None:
     """Has the collector look at what is loaded no more, and seldom at what comes and goes: for a worker with many cases
     in flight it took a tenth of the CPU.

@@ -38,6 +38,7 @@ from streams.follow import Follower
 from streams.forgetting.following import Remembered
 from streams.ledger import Ledger, partition_counts
 from streams.measuring import show_budget, show_stages
+from streams.partitioning import partition_of
 from streams.serving import Serving
 from streams.stage import BATCH_BYTES, Stage
 from streams.strategies import SharedLibrary
@@ -199,6 +200,7 @@ def _build(
         producer_max_request_size=settings.kafka.max_message_bytes + 100_000,
         producer_max_batch_size=BATCH_BYTES,
         producer_linger=0,  # our messages leave together
+        producer_partitioner=partition_of,
         broker_client_id=client_name(role),
         consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
     )

@@ -6,10 +6,13 @@ import asyncio
 
 import mode
 import pytest
+from aiokafka.partitioner import DefaultPartitioner
+from kafka.partitioner.default import murmur2 as hash_of
 
 from agents.overdue import Overdue
 from streams.departures import Departures
 from streams.draining import HandsOn
+from streams.partitioning import partition_of
 
 
 class Plain(HandsOn, mode.Service):  # type: ignore[misc]
@@ -181,3 +184,15 @@ def test_who_is_cancelled_by_others_stays_cancelled() -> None:
             await task
 
     asyncio.run(test())
+
+
+# Partitions
+
+
+@pytest.mark.parametrize("partitions", [[0], [0, 1, 2, 3], list(range(12))])
+def test_a_case_goes_to_the_partition_that_other_clients_choose(partitions: list[int]) -> None:
+    keys = [f"case-{number}".encode() for number in range(300)] * 2  # again: hashes are kept
+    chosen = [partition_of(key, partitions, partitions) for key in keys]
+    assert chosen == [DefaultPartitioner()(key, partitions, partitions) for key in keys]
+    assert chosen == [partitions[(hash_of(key) & 0x7FFFFFFF) % len(partitions)] for key in keys]
+    assert set(chosen) == set(partitions)

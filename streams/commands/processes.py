@@ -40,7 +40,7 @@ def worker(settings: Settings, stages: str | None) -> None:
     from schemas.errors import SettingsError
     from schemas.logs import log_to_stderr
     from schemas.metrics_server import serving_metrics
-    from schemas.process import announce_ready, end_with_parent, look_less_for_garbage
+    from schemas.process import announce_ready, end_with_parent, look_less_for_garbage, use_uvloop
     from schemas.settings import ROLES
     from schemas.tracing import tracing
     from streams.rubrics import keep_rubrics
@@ -66,6 +66,7 @@ def worker(settings: Settings, stages: str | None) -> None:
         look_less_for_garbage()
         announce_ready(settings)
 
+    use_uvloop()
     with serving_metrics(settings, "worker"), tracing(settings, "worker"):
         asyncio.run(run())
 

@@ -30,7 +30,7 @@ from bench.hops_stock import SIDES, TOPICS, topic_of
 from bench.row import Result, cores, cpu_s, ratios
 from bench.task import TASK, TEXT
 from schemas.case import Message, Violation
-from schemas.process import announce_ready, end_with_parent, look_less_for_garbage
+from schemas.process import announce_ready, end_with_parent, look_less_for_garbage, use_uvloop
 from schemas.settings import Settings, load_settings
 from schemas.topics import OUTCOMES
 from streams.broker import start_broker, stop_broker
@@ -99,6 +99,7 @@ def run_instant_worker(settings: Settings) -> None:
         look_less_for_garbage()
         announce_ready(settings)
 
+    use_uvloop()
     asyncio.run(run())
 
 
