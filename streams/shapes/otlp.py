@@ -53,8 +53,15 @@ class Spans:
                     _check_status(span.status, attributes)
                     if of_resource is None:
                         of_resource = attributes_in(resource.resource.attributes if resource.resource else None)
-                    events = [(first(event.name), attributes_in(event.attributes)) for event in span.events or ()]
-                    ids = (first(span.traceId), first(span.spanId), span.flags)
+                    events: Events = ()
+                    if span.events:
+                        events = [(first(event.name), attributes_in(event.attributes)) for event in span.events]
+                    trace_id, span_id = span.traceId, span.spanId
+                    ids = (
+                        trace_id if trace_id.__class__ is str else first(trace_id),
+                        span_id if span_id.__class__ is str else first(span_id),
+                        span.flags,
+                    )
                     record = _read_span(ids, span.startTimeUnixNano, attributes, events, of_resource, convention)
                     yield Found(index, record, convention)
                 except RecordError as error:
@@ -166,13 +173,18 @@ def _read_span(
     told: dict[str, Any] = {}
     for field, names in layout.names:
         value = attributes[names[0]]
-        told[field] = value if value.__class__ is str and value else first(*[attributes[name] for name in names])
+        if value.__class__ is not str or not value:
+            value = first(*[attributes[name] for name in names])
+        told[field] = value
     for field, names in layout.counts:
         value = attributes[names[0]]
         if value is None:
             value = next((attributes[name] for name in names if attributes[name] is not None), None)
         told[field] = number(value)
-    given = {param: attributes[name] for param, name in layout.params if attributes[name] is not None}
+    given: dict[str, Any] = {}
+    for param, name in layout.params:
+        if attributes[name] is not None:
+            given[param] = attributes[name]
     if "llm.invocation_parameters" in attributes:
         given |= params(obj(attributes["llm.invocation_parameters"]))
     cost = get("gen_ai.usage.cost")

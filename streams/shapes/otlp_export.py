@@ -117,7 +117,9 @@ def attributes_in(given: list[_Attribute] | None, depth: int = 0) -> Attributes:
 
 def whole_number(held: Any) -> Any:
     """Returns an int64, which comes as text; anything else as it is."""
-    return int(held) if isinstance(held, str) and held.lstrip("-").isdecimal() and len(held) < 21 else held
+    if held.__class__ is str and (held.isdecimal() or held.lstrip("-").isdecimal()) and len(held) < 21:
+        return int(held)
+    return held
 
 
 def _plain(value: _Value, depth: int) -> Any:
@@ -132,5 +134,8 @@ def _plain(value: _Value, depth: int) -> Any:
             said if (said := one.stringValue) is not UNSET else _plain(one, depth + 1)
             for one in value.arrayValue.values or ()
         ]
-    held = (value.doubleValue, value.boolValue, value.bytesValue)
-    return next((one for one in held if one is not UNSET), None)
+    if value.doubleValue is not UNSET:
+        return value.doubleValue
+    if value.boolValue is not UNSET:
+        return value.boolValue
+    return None if value.bytesValue is UNSET else value.bytesValue

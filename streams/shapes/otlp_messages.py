@@ -106,9 +106,10 @@ def _flat(numbered: dict[str, Any]) -> dict[str, Any]:
     if said.__class__ is str and said[:1] not in _MAY_BE_JSON and "role" in numbered and numbered.keys() <= _PLAIN:
         return numbered if len(numbered) == 2 else {"role": numbered["role"], "content": said}
     message = _inner(numbered, "message")
-    found: dict[str, Any] = {
-        name: message.get(name) for name in ("role", "content", "name", "tool_call_id") if name in message
-    }
+    found: dict[str, Any] = {}
+    for name in ("role", "content", "name", "tool_call_id"):
+        if name in message:
+            found[name] = message[name]
     if "contents" in message and "content" not in message:
         parts = [_inner(one, "message_content") for one in _in_order(message["contents"])]
         found["content"] = [{"type": part.get("type", "text"), "text": part.get("text")} for part in parts]

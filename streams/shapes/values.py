@@ -72,6 +72,8 @@ def number(value: Any) -> int:
 
 def amount(value: Any) -> float | None:
     """Returns an amount of money; None for what is none."""
+    if value is None:
+        return None
     if isinstance(value, str):
         try:
             value = float(value)
