@@ -112,8 +112,9 @@ class Direct:
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
     """Reads a body of at most so many bytes; a longer one is an answer nobody can use."""
-    parts, size = [], 0
-    async for part in response.content.iter_any():
+    parts, size, content = [], 0, response.content
+    while not content.at_eof():
+        part = await content.readany()
         parts.append(part)
         size += len(part)
         if size > most:

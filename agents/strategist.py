@@ -119,9 +119,9 @@ def leaks(strategy: Strategy, case: Case) -> bool:
     text, whole = " ".join(said), frozenset(said)
     answer = case.attempts[-1].text
     tokens = _words(answer)
-    for at in range(len(tokens) - _COPIED + 1):
-        # Only its ends may be parts of longer words there, so that most runs need not be written out.
-        if tokens[at + 1] in whole and " ".join(tokens[at : at + _COPIED]) in text:
+    for at, second in enumerate(tokens[1 : 2 - _COPIED]):
+        # Only the ends of a run may be parts of longer words there, so that most runs need not be written out.
+        if second in whole and " ".join(tokens[at : at + _COPIED]) in text:
             return True
     lines = (" ".join(_words(line)) for line in answer.splitlines())
     return any(len(line) > 12 and line in text for line in lines)

@@ -47,7 +47,7 @@ from bench.stub import Stub
 
 LATENCY_S = 0.1
 ROUNDS, WARM = 3, 200
-ITEMS = {"ours": 2000, "distilabel": 400, "curator": 600}  # some seconds each
+ITEMS = {"ours": 4000, "distilabel": 800, "curator": 1200}  # some 20 s each: filling and emptying take 1 to 2 of them
 THEIRS = {"distilabel": "1.5.3", "curator": "0.1.31"}
 ENVIRONMENTS = Path(__file__).resolve().parents[2] / ".goldstream"
 QUIET = {
