@@ -9,13 +9,12 @@ from functools import cache
 from typing import Any
 
 import jmespath
-import msgspec
 from jmespath.exceptions import JMESPathError
 
 from schemas.case import Message
 from schemas.errors import RecordError
 from schemas.settings import Mapping
-from streams.records import Record
+from streams.records import Record, set_field
 from streams.shapes.chat import asked_and_answered, read_completion, read_messages
 from streams.shapes.values import amount, first, keys, kind, number, obj, params, parsed, time_ms, tools
 
@@ -73,7 +72,10 @@ class CompiledMapping:
         return self.overlaid(Record(messages=messages, completion=completion, shape="mapped"), body)
 
     def overlaid(self, record: Record, body: Any) -> Record:
-        """Returns a record with the fields that expressions find in its body. Raises RecordError."""
+        """Returns a record that nobody else has yet, with the fields that expressions find in its body.
+
+        Raises RecordError.
+        """
         changes: dict[str, Any] = {}
         for field in self._overlays:
             value = self._find(field, body)
@@ -97,7 +99,10 @@ class CompiledMapping:
                 changes[field] = value if isinstance(value, dict) else {"value": value}
             elif field == "status":
                 _check_status(value)
-        return msgspec.structs.replace(record, **{name: value for name, value in changes.items() if value})
+        for name, value in changes.items():
+            if value:
+                set_field(record, name, value)
+        return record
 
     def _find(self, field: str, body: Any) -> Any:
         expression = self._expressions.get(field)

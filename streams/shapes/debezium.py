@@ -29,8 +29,12 @@ def changed_row(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
     if "__deleted" in body:
         if text(body["__deleted"]) == "true" or body["__deleted"] is True:
             raise RecordError("deleted", "the change event deletes a row")
-        row: Any = {name: body[name] for name in body if name[:2] != "__"}
-        return _parsed_columns(row), time_ms(body.get("__ts_ms") or body.get("__source_ts_ms"))
+        columns = {
+            name: parsed(value) if value.__class__ is str and value[:1] in _OPEN else value
+            for name, value in body.items()
+            if name[:2] != "__"
+        }
+        return columns, time_ms(body.get("__ts_ms") or body.get("__source_ts_ms"))
     payload = body["payload"] if isinstance(body.get("payload"), dict) and "op" in body["payload"] else body
     op = payload.get("op")
     if isinstance(op, str) and op in _GONE:
