@@ -122,8 +122,7 @@ class _Walk(msgspec.Struct):
             raise RecordError("deleted", "the record is a tombstone")
         if not value or value.isspace():
             raise RecordError("empty", "the record has no value")
-        named = named_in_headers(headers) if headers else None
-        if named is not None:
+        if headers and (named := named_in_headers(headers)) is not None:
             self.trail = "schema-registry/" + self.trail
             self._open(self.registry.decode(named, value), context, 1)
         else:

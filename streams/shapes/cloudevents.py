@@ -84,10 +84,10 @@ def fill_in(said: Said, record: Record) -> None:
             set_field(record, "source", source)
         if not record.event_id and event_id:  # unique together with its source, says the specification
             set_field(record, "event_id", f"{source}#{event_id}")
-    if record.trace_id and record.traceparent:
-        return
-    if traceparent.__class__ is str and (header := header_of(traceparent)):
-        fill_in_trace(header, record)
+    if traceparent.__class__ is str and not (record.trace_id and record.traceparent):
+        header = header_of(traceparent)
+        if header:
+            fill_in_trace(header, record)
 
 
 def fill_in_trace(traceparent: str, record: Record) -> None:

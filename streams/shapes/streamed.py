@@ -80,10 +80,14 @@ def _joined_texts(chunks: list[_Chunk]) -> dict[str, Any]:
         for choice in chunk.choices or ():
             if choice.index == 0:
                 finish = choice.finish_reason or finish
-                if choice.delta is not None and choice.delta.content:
-                    said.append(choice.delta.content)
+                if (delta := choice.delta) is not None and (content := delta.content):
+                    said.append(content)
     whole: dict[str, Any] = {}
+    last = chunks[-1]  # which nearly always has them all
     for name in ("id", "model", "created", "usage"):
+        if value := getattr(last, name):
+            whole[name] = value
+            continue
         for chunk in reversed(chunks):
             if value := getattr(chunk, name):
                 whole[name] = value
