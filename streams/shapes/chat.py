@@ -66,7 +66,7 @@ def read_messages(raw: Any, where: str = "messages") -> tuple[Message, ...]:
             messages.append(Message(role, content))
             asked = asked or (role == "user" and not content.isspace() and content != "")
         else:
-            for message in _message(item, where, role in _PLAIN):
+            for message in _message(item, where):
                 if message.content.__class__ is str:
                     check_text(message.content, where)
                 messages.append(message)
@@ -157,17 +157,14 @@ def check_text(content: str, where: str) -> None:
         raise RecordError("truncated", f"`{where}` is cut by LiteLLM")
 
 
-def _message(item: dict[str, Any], where: str, tried: bool = False) -> list[Message]:
-    """Returns one message; an Anthropic or OTLP message with tool results becomes several.
-
-    `tried` says that it is known not to be OTLP's usual one.
-    """
+def _message(item: dict[str, Any], where: str) -> list[Message]:
+    """Returns one message; an Anthropic or OTLP message with tool results becomes several."""
     role = item.get("role", item.get("type"))
     if role.__class__ is not str:
         raise RecordError("wrong_type", f"`{where}[].role` is {kind(role)}, expected text")
     role = _ROLES.get(role, role)
     content = item.get("content")
-    if not tried and (said := _said_in_parts(item)) is not None:
+    if (said := _said_in_parts(item)) is not None:
         check_text(said, where)
         return [Message(role, said)]
     if role == "tool" and item.keys() == _RESULT and content.__class__ is str and item["tool_call_id"].__class__ is str:
