@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -26,6 +27,19 @@ def signal_at_parents_death(number: int) -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
+def work_in_background(niceness: int) -> None:
+    """Lets other processes go first, by a nice value from 0 to 19.
+
+    Linux may share a core among sessions first (autogroup), where a nice value counts within one alone. Each of our
+    processes has its own: so this leaves for another, and makes that nice too.
+    """
+    os.nice(niceness)
+    with contextlib.suppress(PermissionError):  # it leads one already
+        os.setsid()
+    with contextlib.suppress(OSError):  # no such groups here
+        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def announce_ready(settings: Settings) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,18 @@ def test_the_keeper_compacts_when_it_is_due_and_stops_with_the_sink(gold: Path) 
     now = 1000.0
     off.tick()
     assert latest_manifest(gold).number == 1
+
+
+def test_compaction_gives_way_to_other_sessions_too() -> None:
+    asks = (
+        "import os; from pathlib import Path; from schemas.process import work_in_background; work_in_background(7);"
+        "group = Path('/proc/self/autogroup'); print(os.nice(0), os.getsid(0));"
+        "print(group.read_text() if group.exists() else 'nice 7')"
+    )
+    told = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True).stdout
+    nice, session, group = told.split(maxsplit=2)
+    assert (nice, group.strip().endswith("nice 7")) == ("7", True)
+    assert int(session) != os.getsid(0)
 
 
 def test_the_keeper_removes_what_was_put_aside_also_where_nothing_new_lands(gold: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -98,11 +97,11 @@ def main() -> None:
     """The process: compacts once. `python -m streams.compaction.keeper GOLD SETTINGS`, with the settings as JSON."""
     import signal
 
-    from schemas.process import signal_at_parents_death
+    from schemas.process import signal_at_parents_death, work_in_background
     from streams.compaction.compact import compact
 
     signal_at_parents_death(signal.SIGTERM)
-    os.nice(_NICENESS)
+    work_in_background(_NICENESS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     settings = msgspec.json.decode(sys.argv[2], type=Gold)
     try:
