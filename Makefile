@@ -12,7 +12,7 @@ CHAIN := $(if $(filter chain,$(or $(subst $(COMMA), ,$(ONLY)),chain)),.goldstrea
 UNPACKED := .goldstream/prometheus/usr/bin/prometheus
 PROMETHEUS ?= $(or $(shell command -v prometheus),$(UNPACKED))
 
-.PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-gold bench-scale bench-memory bench-train metrics-page dashboards chaos clean
+.PHONY: demo test test-full check setup kafka prometheus chromium screenshots bench bench-intake bench-profile bench-gold bench-scale bench-memory bench-train metrics-page dashboards chaos clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -60,6 +60,9 @@ bench-memory: setup kafka ## What a worker with 512 cases in flight takes over C
 
 bench-train: $(TRL)/.ready ## Training cost against unshared prompts and TRL; JSON=FILE, ARGS="--device cuda --size 0.5b"
 	@PYTHONPATH=tests $(TRL)/bin/python -m bench.train $(if $(JSON),--json $(JSON)) $(ARGS)
+
+bench-profile: setup kafka ## What the worker of bench's row chain does for an item, by package; JSON=FILE
+	@PYTHONPATH=tests $(BIN)/python -m bench.chain_profile $(if $(JSON),--json $(JSON))
 
 chaos: setup kafka ## Every fault while cases flow, then count; JSON=FILE CASES= SEED= ONLY=name,... KEEP=1
 	@$(BIN)/python tests/chaos/run.py $(if $(JSON),--json $(JSON)) $(if $(CASES),--cases $(CASES)) \

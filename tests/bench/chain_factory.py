@@ -65,7 +65,9 @@ def on(cores: set[int]) -> Iterator[None]:
 class Factory:
     """The factory, started on entering and ended on leaving, also where starting fails."""
 
-    def __init__(self, room: Path, api_base: str, mine: set[int], others: set[int]) -> None:
+    def __init__(self, room: Path, api_base: str, mine: set[int], others: set[int], worker: Sequence[str] = ()) -> None:
+        """`worker` is the program, as words for Python, that stands in for `goldstream worker`."""
+        self._worker = worker
         room.mkdir(parents=True, exist_ok=True)
         self._config = room / "chain.toml"
         self._config.write_text(CONFIG.format(in_flight=IN_FLIGHT, rule=RULE, api_base=api_base))
@@ -86,9 +88,10 @@ class Factory:
             ensure_source_topic(self.settings, "chain", 4)
             options = config_options(self._config, [self._state])
             commands = {name: [name, *options] for name in PROCESSES}
+            programs = {"worker": [*self._worker, *commands.pop("worker")[1:]]} if self._worker else {}
             began = time.monotonic()
             with on(self._mine):
-                self._running = self._left.enter_context(Supervisor(self.settings, commands))
+                self._running = self._left.enter_context(Supervisor(self.settings, commands, programs))
             self._running.wait_ready()
             self.started_s = time.monotonic() - began
             self._left = self._left.pop_all()
@@ -124,6 +127,12 @@ class Factory:
             raise AssertionError(f"expected {cases} gold rows; found {dict(kinds)}")
         if any(child.restarts for child in self._running.children):
             raise AssertionError("a process died meanwhile")
+
+    def signal(self, name: str, number: int) -> None:
+        """Sends a signal to one of our processes."""
+        (process,) = (child.process for child in self._running.children if child.name == name)
+        assert process is not None
+        process.send_signal(number)
 
     def _landed(self) -> tuple[int, float]:
         """Returns the rows of all files that the sink has linked, and when it linked the last one."""
