@@ -198,9 +198,11 @@ class Lane:
         return sizes
 
     def positions(self, role: str) -> dict[Any, int]:
-        """Returns how far the group of a role has committed; raises KafkaError."""
-        group = self.settings.topic(role)
-        return {tp: found.offset for tp, found in self._admin.list_group_offsets({group: None}).get(group, {}).items()}
+        """Returns how far the group of a role has committed, 0 where it never has; raises KafkaError."""
+        group, topics = self.settings.topic(role), group_topics(self.settings)[role]
+        found = self._admin.list_group_offsets({group: None}).get(group, {})
+        known = {TopicPartition(t, p): 0 for t in topics for p in self._reader.partitions_for_topic(t) or ()}
+        return known | {tp: one.offset for tp, one in found.items()}
 
     def drain(self, limit_s: float = 0.0) -> bool:
         """Waits until all traffic is sent and no group of ours is behind; returns False after `limit_s`.

@@ -113,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = load_settings(options.config, options.set, environ={})
     # Imported late: a worker that is told to stop while it imports Faust should just end.
-    from schemas.process import announce_ready, end_with_parent
+    from schemas.process import announce_ready, end_with_parent, use_uvloop
     from streams import worker
 
     session_s = float(os.environ.get("CHAOS_SESSION_S", "0"))
@@ -138,6 +138,7 @@ def main() -> None:
         )
 
     began = time.monotonic()
+    use_uvloop()
     asyncio.run(run())
     sys.stderr.write(f"ended in order after {time.monotonic() - began:.1f} s\n")
 
