@@ -28,10 +28,8 @@ class Sample(NamedTuple):
     value: float
 
 
-class Counter:
-    """Numbers that only grow, by labels. Its name here is without _total."""
-
-    kind = "counter"
+class _Added:
+    """Numbers by labels that are counted here, or read from a source at each scrape."""
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
         self.name, self.help, self.labels = name, help, tuple(labels)
@@ -39,13 +37,23 @@ class Counter:
         self._source: Callable[[], Mapping[Any, float]] = dict
 
     def add(self, *labels: str, by: float = 1.0) -> None:
-        """Counts `by` more. One thread writes a family; a scrape reads beside it."""
+        """Changes a series by `by`. One thread writes a family; a scrape reads beside it."""
         values = self._values
         if labels in values:
             values[labels] += by
         else:
             labels = _bounded(labels, values)
             values[labels] = values.get(labels, 0.0) + by
+
+    def read_from(self, source: Callable[[], Mapping[Any, float]]) -> None:
+        """Takes what `source` has counted already, at each scrape and from its thread."""
+        self._source = source
+
+
+class Counter(_Added):
+    """Numbers that only grow, by labels. Its name here is without _total."""
+
+    kind = "counter"
 
     @contextlib.contextmanager
     def seconds(self, *labels: str) -> Iterator[None]:
@@ -56,25 +64,16 @@ class Counter:
         finally:
             self.add(*labels, by=time.perf_counter() - started)
 
-    def read_from(self, source: Callable[[], Mapping[Any, float]]) -> None:
-        """Takes what `source` has counted already, at each scrape."""
-        self._source = source
-
     def samples(self) -> list[Sample]:
         """Returns the lines of a scrape."""
         found = {**({} if self.labels else {(): 0.0}), **self._values.copy(), **self._source()}
         return [Sample("_total", _named(self.labels, key), value) for key, value in sorted(found.items())]
 
 
-class Gauge:
+class Gauge(_Added):
     """Numbers that rise and fall, by labels."""
 
     kind = "gauge"
-
-    def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
-        self.name, self.help, self.labels = name, help, tuple(labels)
-        self._values: dict[Labels, float] = {}
-        self._source: Callable[[], Mapping[Any, float]] = dict
 
     def set(self, values: Mapping[Any, float] | Iterable[tuple[Labels, float]]) -> None:
         """Replaces all series at once; of those with the same labels the values are added."""
@@ -84,22 +83,9 @@ class Gauge:
             found[labels] = found.get(labels, 0.0) + value
         self._values = found
 
-    def add(self, *labels: str, by: float = 1.0) -> None:
-        """Raises a series by `by`, or lowers it."""
-        values = self._values
-        if labels in values:
-            values[labels] += by
-        else:
-            labels = _bounded(labels, values)
-            values[labels] = values.get(labels, 0.0) + by
-
     def put(self, *labels: str, value: float) -> None:
         """Replaces one series."""
         self._values[_bounded(labels, self._values)] = value
-
-    def read_from(self, source: Callable[[], Mapping[Any, float]]) -> None:
-        """Asks `source` at each scrape, from the scraping thread."""
-        self._source = source
 
     def samples(self) -> list[Sample]:
         """Returns the lines of a scrape."""
